@@ -1,0 +1,1 @@
+"""How the processes of a cluster reach each other: identity, bus, adapters, presence core."""

@@ -1,0 +1,111 @@
+"""What a process tells its supervisor (ours or systemd): ready, alive, stopping (sd_notify)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import MutableMapping
+from typing import Final
+
+log = logging.getLogger("limpet.notify")
+
+_LARGEST: Final = 60_000
+"""Bytes of one datagram; longer texts are cut."""
+
+
+class Notifier:
+    """The sending end of the sd_notify protocol; silent when nobody supervises this process.
+
+    Nothing here raises: a supervisor that cannot be reached must not end the work.
+    """
+
+    __slots__ = ("_socket", "_timer", "address", "watchdog")
+
+    def __init__(self, address: str | None = None, watchdog: float = 0.0) -> None:
+        self.address = address
+        """Path of the supervisor's socket, ``@name`` in the abstract namespace; None: nobody."""
+        self.watchdog = watchdog
+        """Seconds without a sign of life after which this process is replaced; 0: never."""
+        self._socket: socket.socket | None = None  # opened by the first message
+        self._timer: asyncio.TimerHandle | None = None  # set while the watchdog is fed
+
+    @classmethod
+    def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
+        """Take NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID out of the environment.
+
+        They are removed so that programs which the application starts do not speak in our name.
+        """
+        address = environ.pop("NOTIFY_SOCKET", None)
+        microseconds = environ.pop("WATCHDOG_USEC", "0")
+        meant_for = environ.pop("WATCHDOG_PID", "")
+        if meant_for not in ("", str(os.getpid())) or not microseconds.isdigit():
+            microseconds = "0"
+        return cls(address or None, int(microseconds) / 1e6)
+
+    @property
+    def supervised(self) -> bool:
+        """Whether somebody listens."""
+        return self.address is not None
+
+    def ready(self, status: str = "") -> None:
+        """Say that this process does its work from now on."""
+        self._send("READY=1" + (f"\nSTATUS={_line(status)}" if status else ""))
+
+    def status(self, text: str) -> None:
+        """Say in one line what this process is doing."""
+        self._send(f"STATUS={_line(text)}")
+
+    def stopping(self) -> None:
+        """Say that this process is on its way out."""
+        self._send("STOPPING=1")
+
+    def extend(self, seconds: float) -> None:
+        """Ask for more time to start or to stop, counted from now."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+
+    def failed(self, message: str) -> None:
+        """Tell why this process cannot start, in as many lines as it takes.
+
+        systemd ignores the field; our supervisor shows the message once for all workers.
+        """
+        while len(text := json.dumps(message)) > _LARGEST:
+            message = "…" + message[-len(message) // 2 :]
+        self._send(f"X_LIMPET_ERROR={text}")
+
+    def start_watchdog(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Send a sign of life from the event loop, three times per interval."""
+        if self.watchdog <= 0 or self.address is None:
+            return
+        self._send("WATCHDOG=1")
+        self._timer = loop.call_later(self.watchdog / 3, self.start_watchdog, loop)
+
+    def close(self) -> None:
+        """Give the socket back and let the watchdog starve."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+    def _send(self, text: str) -> None:
+        if self.address is None:
+            return
+        address = self.address
+        if address.startswith("@"):
+            address = "\0" + address[1:]
+        try:
+            if self._socket is None:
+                self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+                # A full queue is waited for a moment: READY=1 must not get lost.
+                self._socket.settimeout(0.5)
+            self._socket.sendto(text.encode("utf-8", "replace"), address)
+        except OSError as error:
+            log.debug("supervisor at %s not told %r: %s", self.address, text[:40], error)
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())
