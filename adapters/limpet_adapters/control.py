@@ -399,6 +399,7 @@ class ControlClient:
         self._task: asyncio.Task[None] | None = None
         self._connected: asyncio.Event = asyncio.Event()
         self._ended: asyncio.Event = asyncio.Event()
+        self._welcomed = False
 
     def handle(self, kind: str, handler: Handler) -> None:
         """Register the handler of a kind, for messages and requests alike."""
@@ -485,8 +486,8 @@ class ControlClient:
                 except asyncio.CancelledError:
                     connection.abort()
                     raise
-                if self._connected.is_set():
-                    self._connected.clear()
+                if self._welcomed:
+                    self._welcomed = False
                     pause = RECONNECT[0]
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
@@ -500,6 +501,7 @@ class ControlClient:
                 return
             self.welcome = body
             self.connection = connection
+            self._welcomed = True
             self._connected.set()
             for on_connected, _ in self._parts:
                 if on_connected is not None:
@@ -510,6 +512,7 @@ class ControlClient:
     def _closed(self, connection: ControlConnection, _error: Exception | None) -> None:
         if self.connection is connection:
             self.connection = None
+            self._connected.clear()
             for _, on_lost in self._parts:
                 if on_lost is not None:
                     on_lost()
