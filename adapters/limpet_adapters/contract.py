@@ -10,20 +10,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Collection, Generator, Iterable, Mapping
-from typing import Protocol, TypeVar
+from typing import Any, Protocol
 
 from limpet_adapters.packet import EncodedPacket
 
 
 class Member(Protocol):
-    """What an adapter knows of a socket: its id. The id is also the name of its own room."""
+    """What an adapter knows of a socket: its id, which is also the name of its own room."""
 
     @property
     def id(self) -> str:
         """The public socket id."""
 
-
-M = TypeVar("M", bound=Member)
+    joined: Collection[str]
+    """The rooms it is in besides its own, ``()`` at first. Kept here, so that the adapter needs
+    no table of its own per socket; only the adapter writes it."""
 
 
 class BroadcastOptions:
@@ -63,33 +64,69 @@ class Joined:
 JOINED = Joined()
 """For a membership that was in force at once."""
 
-Deliver = Callable[[Collection[M], EncodedPacket, bool], None]
-"""``deliver(members, packet, volatile)``: puts a packet into the outbox of each member."""
+Deliver = Callable[[Collection[Any], EncodedPacket, bool], None]
+"""``deliver(members, packet, volatile)``: puts a packet into the outbox of each member.
+
+``members`` are the objects that were given to ``Adapter.add``; the collection may be a live view
+of the adapter's, so it is read before the call returns.
+"""
 
 
 class Adapter(ABC):
-    """Rooms and broadcast of one namespace on one worker."""
+    """Rooms and broadcast of one namespace on one worker.
+
+    A socket is in its own room (the room named as its id) from ``add`` to ``remove``; that room
+    costs nothing and does not appear in ``rooms``.
+    """
 
     @property
     @abstractmethod
-    def rooms(self) -> Mapping[str, Collection[Member]]:
-        """Each room with a local member, and these members. Not to be changed by the caller."""
+    def sockets(self) -> Mapping[str, Any]:
+        """The local sockets by id. Not to be changed by the caller."""
+
+    @property
+    @abstractmethod
+    def rooms(self) -> Mapping[str, Collection[Any]]:
+        """Each room with a local member, and these members; own rooms are left out.
+
+        Not to be changed by the caller.
+        """
 
     @abstractmethod
     def rooms_of(self, member: Member) -> Collection[str]:
         """Return the rooms a local socket is in, its own room included."""
 
+    def ready(self) -> Joined:
+        """Return what to await before the first socket is added to a namespace.
+
+        Then broadcasts to the whole namespace by other workers reach this one.
+        """
+        return JOINED
+
+    @abstractmethod
+    def add(self, member: Member) -> None:
+        """Take in a socket of this worker that has just connected to the namespace."""
+
+    @abstractmethod
+    def remove(self, member: Member) -> None:
+        """Take a local socket out of every room and of the namespace: it disconnected.
+
+        Its ``joined`` is ``()`` afterwards. Nothing happens when it was not added.
+        """
+
     @abstractmethod
     def join(self, member: Member, rooms: Iterable[str]) -> Joined:
-        """Put a local socket into rooms, at once on this worker; awaiting gives the barrier."""
+        """Put an added socket into rooms, at once on this worker; awaiting gives the barrier.
+
+        Rooms it is in already count too: awaiting waits until *their* membership is in force.
+        """
 
     @abstractmethod
     def leave(self, member: Member, room: str) -> None:
-        """Take a local socket out of a room; nothing happens when it is not in it."""
+        """Take a local socket out of a room; nothing happens when it is not in it.
 
-    @abstractmethod
-    def leave_all(self, member: Member) -> None:
-        """Take a local socket out of every room: it disconnected."""
+        Its own room cannot be left.
+        """
 
     @abstractmethod
     def broadcast(self, packet: EncodedPacket, options: BroadcastOptions) -> None:
