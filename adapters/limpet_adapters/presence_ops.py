@@ -19,7 +19,7 @@ ID_LIMIT: Final = 64
 """Characters of a socket id; ours have 20."""
 OPS_LIMIT: Final = 4096
 """Operations in one batch."""
-BATCH_BYTES: Final = 65536
+BATCH_BYTES: Final = 24 * 1024
 """Size above which a worker starts another batch; one operation alone may be larger."""
 
 DELTA: Final = 0
