@@ -1,0 +1,636 @@
+"""The balancer process: accepts, reads request heads, and hands connections over to workers."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import signal
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from typing import Final
+
+from limpet_adapters.counters import count
+from limpet_adapters.identity import address_of
+from limpet_adapters.rundir import RunDirectory, held_slots
+from limpet_balancer.answers import (
+    BAD_REQUEST,
+    HEAD_TIMEOUT,
+    HEAD_TOO_LARGE,
+    Closing,
+    response,
+    unavailable,
+)
+from limpet_balancer.config import HEAD_LIMIT, BalancerConfig
+from limpet_balancer.handover import (
+    Acknowledge,
+    AskStats,
+    Assembler,
+    Bye,
+    Connection,
+    Draining,
+    HandoverError,
+    Load,
+    Message,
+    Piece,
+    Ready,
+    Register,
+    Reject,
+    encode_acknowledge,
+    encode_reject,
+    encode_stats,
+)
+from limpet_balancer.head import BadRequestLine, Place, Request, RequestReader
+from limpet_balancer.heads import Failed, WaitingHeads, judge
+from limpet_balancer.listening import Listener, describe, open_listeners
+from limpet_balancer.placing import (
+    ANSWERED_HOPS,
+    Arrival,
+    Kind,
+    Placing,
+    Refusal,
+    Worker,
+)
+from limpet_balancer.transfer import (
+    MESSAGES_PER_TURN,
+    SEND_BUFFER,
+    EndOfLink,
+    Link,
+    Sent,
+    is_ours,
+    meeting_point,
+    peer_credentials,
+)
+
+logger = logging.getLogger("limpet.balancer")
+
+ACCEPTS_PER_TURN: Final = 64
+"""Connections accepted before channels get their turn."""
+_TICK: Final = 0.025
+"""Seconds between looks at what waits; there is no timer while nothing does."""
+_LAST_ANSWERS: Final = 0.1
+"""Seconds that clients get at the end to read an answer."""
+_EMFILE_PAUSE: Final = 0.1
+_HELD_FOR: Final = 0.1
+"""Seconds for which the list of held slots is believed."""
+_OUT_OF_RESOURCES: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+_CHANNELS_LIMIT: Final = 512
+
+_FAILED_ANSWERS: Final = {
+    Failed.SLOW: HEAD_TIMEOUT,
+    Failed.TOO_LARGE: HEAD_TOO_LARGE,
+    Failed.NOT_HTTP: BAD_REQUEST,
+}
+
+
+class HeldSlots:
+    """The slots that living processes hold; asking the system is remembered for a moment."""
+
+    __slots__ = ("_at", "_known", "_run")
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._known: Collection[int] = ()
+        self._at = float("-inf")
+
+    def __call__(self) -> Collection[int]:
+        now = time.monotonic()
+        if now - self._at >= _HELD_FOR:
+            self._known = frozenset(held_slots(self._run))
+            self._at = now
+        return self._known
+
+    def forget(self) -> None:
+        """Ask anew: a worker has just gone."""
+        self._at = float("-inf")
+
+
+class Channel:
+    """One process connected to the balancer's socket: a worker once it has registered."""
+
+    __slots__ = ("assembler", "incoming", "link", "rejected", "worker")
+
+    def __init__(self, link: Link) -> None:
+        self.link = link
+        self.worker: Worker | None = None
+        self.assembler = Assembler()
+        self.incoming: list[Arrival] = []
+        """Migrated connections whose acknowledgement is not on its way yet: not ours."""
+        self.rejected: list[int] = []
+        """Numbers of those that came without a descriptor."""
+
+
+class Balancer:
+    """Accepts connections and places them; see `run_balancer` for the process around it.
+
+    Args:
+        config: limits, paths, times.
+        listeners: public sockets, listening and non-blocking; taken over.
+    """
+
+    def __init__(
+        self,
+        config: BalancerConfig,
+        listeners: Sequence[socket.socket],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._config = config
+        self._loop = loop
+        self._listeners = [Listener(listener) for listener in listeners]
+        self._held = HeldSlots(config.run)
+        self.placing = Placing(config.node, config.limits, self._held)
+        self._reader = RequestReader(config.engine_path, config.health_path)
+        self._heads = WaitingHeads(
+            loop, config.heads, config.head_timeout, self._head_came, self._head_failed
+        )
+        self._closing = Closing(loop)
+        self._meeting: socket.socket | None = None
+        """Where workers connect."""
+        self._channels: dict[int, Channel] = {}
+        """By descriptor."""
+        self._channel_of: dict[Worker, Channel] = {}
+        self._pauses: set[str] = set()
+        """Why nothing is accepted at this moment."""
+        self._tick_handle: asyncio.TimerHandle | None = None
+        self._ending = False
+        self._accepted = 0
+        self._handed_over = 0
+        self._redispatched = 0
+        self._migrated = 0
+        self._rejected = 0
+        self._emfile = 0
+        self._refused: Counter[str] = Counter()
+
+    # --- start and end ------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Let workers register, and begin to accept.
+
+        Raises:
+            OSError: the socket in the run directory cannot be made.
+        """
+        self._meeting = meeting_point(self._config.run.balancer)
+        self._loop.add_reader(self._meeting.fileno(), self._accept_channels)
+        for listener in self._listeners:
+            self._loop.add_reader(listener.fileno(), self._accept, listener)
+            logger.info("listening on %s", describe(listener))
+
+    async def finish(self) -> None:
+        """Stop accepting, hand out everything held, and close."""
+        self._ending = True
+        for listener in self._listeners:
+            self._loop.remove_reader(listener.fileno())
+            listener.close()
+        now = time.monotonic()
+        for arrival in self._heads.take_all():
+            self._hand_out_partial(arrival, now)
+        until = now + self._config.finish_timeout
+        while now < until and (self.placing.waits or self._owed()):
+            self._serve(now)
+            await asyncio.sleep(0.01)
+            now = time.monotonic()
+        for arrival in self.placing.drop_waiting():
+            self._refuse(arrival, Refusal.NO_WORKER, now)
+        if self._tick_handle is not None:
+            self._tick_handle.cancel()
+            self._tick_handle = None
+        if self._meeting is not None:
+            self._loop.remove_reader(self._meeting.fileno())
+            self._meeting.close()
+        for channel in self._channels.values():
+            self._loop.remove_reader(channel.link.fd)
+            channel.link.close()
+        for worker in self._channel_of:
+            for arrival in worker.ledger.rest():
+                arrival.sock.close()
+        if self._closing:
+            await asyncio.sleep(_LAST_ANSWERS)
+        self._closing.close()
+
+    def _hand_out_partial(self, arrival: Arrival, now: float) -> None:
+        """Give a head as it is to a worker, whose own front door reads the rest."""
+        if arrival.data:
+            try:
+                self._bind(arrival, self._reader.read(arrival.data))
+            except BadRequestLine:
+                arrival.kind = Kind.ANY
+            self._place(arrival, now)
+        else:
+            arrival.sock.close()
+
+    # --- clients ------------------------------------------------------------------------
+
+    def _accept(self, listener: Listener) -> None:
+        now = time.monotonic()
+        family = listener.family_number
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                fd, peer = listener.accept_fd()
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno in _OUT_OF_RESOURCES:
+                    self._out_of_descriptors()
+                    break
+                continue  # accept(2): an error of the connection, not of the listener
+            self._accepted += 1
+            sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
+            if isinstance(peer, tuple):
+                host = peer[0]
+                if host.startswith("::ffff:"):  # an IPv4 client of an IPv6 listener
+                    host = host.removeprefix("::ffff:")
+                arrival = Arrival(sock, family, (host, peer[1]), b"")
+            else:
+                arrival = Arrival(sock, family, "unix", b"")
+            self._read_head(arrival, now)
+        if self.placing.waits:
+            self._serve(now)
+
+    def _read_head(self, arrival: Arrival, now: float) -> None:
+        try:
+            data = arrival.sock.recv(HEAD_LIMIT, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._await_head(arrival, now)
+            return
+        except OSError:
+            data = b""
+        if not data:
+            arrival.sock.close()
+            return
+        arrival.data = data
+        self._judge(arrival, now)
+
+    def _judge(self, arrival: Arrival, now: float) -> None:
+        verdict = judge(arrival.data)
+        if verdict is True:
+            self._route(arrival, now)
+        elif verdict is False:
+            self._await_head(arrival, now)
+        else:
+            self._head_failed(arrival, verdict)
+
+    def _await_head(self, arrival: Arrival, now: float) -> None:
+        if self._ending:
+            self._hand_out_partial(arrival, now)
+            return
+        self._heads.add(arrival, now)
+        self._arm()
+
+    def _head_came(self, arrival: Arrival) -> None:
+        self._route(arrival, time.monotonic())
+
+    def _head_failed(self, arrival: Arrival, why: Failed) -> None:
+        count("limpet_balancer_heads_failed_total", reason=why.value)
+        logger.debug("no request head from %s: %s", arrival.address, why.value)
+        answer = _FAILED_ANSWERS.get(why)
+        if answer is None:
+            arrival.sock.close()
+        else:
+            self._answer(arrival, answer, time.monotonic())
+
+    def _route(self, arrival: Arrival, now: float) -> None:
+        try:
+            request = self._reader.read(arrival.data)
+        except BadRequestLine:
+            self._head_failed(arrival, Failed.NOT_HTTP)
+            return
+        if request.place is Place.HEALTH:
+            self._answer_health(arrival, request, now)
+            return
+        self._bind(arrival, request)
+        self._place(arrival, now)
+
+    def _bind(self, arrival: Arrival, request: Request) -> None:
+        if request.sid is not None:
+            self.placing.bind(arrival, address_of(request.sid))
+        elif request.place is Place.ENGINE and request.method == b"GET":
+            arrival.kind = Kind.NEW
+        else:
+            arrival.kind = Kind.ANY
+
+    def _answer_health(self, arrival: Arrival, request: Request, now: float) -> None:
+        health = self.placing.health
+        status = "200 OK" if health == "ok" else "503 Service Unavailable"
+        head_only = request.method == b"HEAD"
+        self._answer(arrival, response(status, {"status": health}, head_only=head_only), now)
+
+    def _answer(self, arrival: Arrival, content: bytes, now: float) -> None:
+        self._closing.answer(arrival.sock, content, now)
+        self._arm()
+
+    # --- placing ------------------------------------------------------------------------
+
+    def _place(self, arrival: Arrival, now: float) -> None:
+        decision = self.placing.place(arrival, now)
+        if decision is None:
+            self._arm()
+            if self.placing.crowded:
+                self._pause("waiting")
+        else:
+            self._act(arrival, decision, now)
+
+    def _act(self, arrival: Arrival, decision: Worker | Refusal, now: float) -> None:
+        if isinstance(decision, Refusal):
+            self._refuse(arrival, decision, now)
+            return
+        link = self._channel_of[decision].link
+        sent = link.send_connection(decision.ledger.next_number, arrival)
+        if sent is Sent.YES:
+            self.placing.handed(decision, arrival, now)
+            self._handed_over += 1
+        else:
+            self.placing.back(decision, arrival, now)
+            self._arm()
+
+    def _serve(self, now: float) -> None:
+        """Give out what no longer has to wait."""
+        for arrival, decision in self.placing.due(now):
+            self._act(arrival, decision, now)
+        if "waiting" in self._pauses and not self.placing.crowded:
+            self._resume("waiting")
+
+    def _refuse(self, arrival: Arrival, why: Refusal, now: float) -> None:
+        self._refused[why.value] += 1
+        count("limpet_balancer_refused_total", reason=why.value)
+        self._answer(arrival, unavailable(why.value), now)
+
+    # --- pauses and the tick ------------------------------------------------------------
+
+    def _out_of_descriptors(self) -> None:
+        self._emfile += 1
+        count("limpet_balancer_emfile_total")
+        logger.warning("out of file descriptors: accepting pauses for %g s", _EMFILE_PAUSE)
+        self._pause("emfile")
+        self._loop.call_later(_EMFILE_PAUSE, self._resume, "emfile")
+
+    def _pause(self, why: str) -> None:
+        if not self._pauses and not self._ending:
+            for listener in self._listeners:
+                self._loop.remove_reader(listener.fileno())
+        self._pauses.add(why)
+
+    def _resume(self, why: str) -> None:
+        if why not in self._pauses:
+            return
+        self._pauses.remove(why)
+        if not self._pauses and not self._ending:
+            for listener in self._listeners:
+                self._loop.add_reader(listener.fileno(), self._accept, listener)
+
+    def _arm(self) -> None:
+        if self._tick_handle is None:
+            self._tick_handle = self._loop.call_later(_TICK, self._tick)
+
+    def _tick(self) -> None:
+        self._tick_handle = None
+        now = time.monotonic()
+        self._heads.expire(now)
+        self._closing.expire(now)
+        pending = False
+        for channel in list(self._channels.values()):
+            if channel.worker is not None:
+                channel.worker.blocked = False
+            if channel.incoming or channel.rejected:
+                self._confirm(channel, now)
+            if channel.link.outbox:
+                channel.link.flush()
+            pending = pending or bool(channel.link.outbox or channel.incoming)
+        self._serve(now)
+        if pending or self.placing.waits or self._heads or self._closing:
+            self._arm()
+
+    # --- channels -----------------------------------------------------------------------
+
+    def _accept_channels(self) -> None:
+        assert self._meeting is not None  # noqa: S101 - its reader is gone before it is
+        try:
+            sock, _ = self._meeting.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # The connection stays in the backlog and would wake us at once again.
+            logger.warning("cannot accept a worker's channel: %s", error)
+            self._loop.remove_reader(self._meeting.fileno())
+            self._loop.call_later(_EMFILE_PAUSE, self._resume_channels)
+            return
+        pid, uid = peer_credentials(sock)
+        if not is_ours(uid) or len(self._channels) >= _CHANNELS_LIMIT:
+            count("limpet_balancer_channels_refused_total")
+            logger.warning("refused a channel from pid %d of uid %d", pid, uid)
+            sock.close()
+            return
+        sock.setblocking(False)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        channel = Channel(Link(sock))
+        self._channels[channel.link.fd] = channel
+        self._loop.add_reader(channel.link.fd, self._channel_readable, channel)
+
+    def _resume_channels(self) -> None:
+        if self._meeting is not None and not self._ending:
+            self._loop.add_reader(self._meeting.fileno(), self._accept_channels)
+
+    def _channel_readable(self, channel: Channel) -> None:
+        """Read a batch; at the channel's end its last acknowledgements have been read by then."""
+        now = time.monotonic()
+        ended = False
+        try:
+            for _ in range(MESSAGES_PER_TURN):
+                received = channel.link.receive()
+                if received is None:
+                    break
+                self._received(channel, *received, now)
+        except EndOfLink:
+            ended = True
+        except HandoverError as error:
+            ended = True
+            count("limpet_balancer_channel_errors_total")
+            logger.warning("channel closed: %s", error)
+        if channel.incoming or channel.rejected:
+            self._confirm(channel, now, ended)
+        if ended:
+            self._channel_ended(channel, now)
+        self._serve(now)
+
+    def _received(self, channel: Channel, message: Message, fd: int, now: float) -> None:
+        if isinstance(message, Connection) and channel.worker is not None:
+            self._take_back(channel, message, fd)
+            return
+        if fd >= 0:
+            os.close(fd)
+            raise HandoverError(f"a descriptor with {type(message).__name__}")
+        if isinstance(message, Piece):
+            channel.assembler.piece(message)
+        elif isinstance(message, AskStats):
+            channel.link.send(encode_stats(self.stats()))
+        elif isinstance(message, Register):
+            self._register(channel, message, now)
+        else:
+            worker = channel.worker
+            if worker is None:
+                raise HandoverError(f"{type(message).__name__} before Register")
+            self._heard(worker, message, now)
+
+    def _heard(self, worker: Worker, message: Message, now: float) -> None:
+        if isinstance(message, Acknowledge):
+            for arrival in worker.ledger.acknowledge(message.upto):
+                arrival.sock.close()
+            worker.blocked = False
+        elif isinstance(message, Load):
+            self.placing.load(worker, message.sessions, message.full)
+        elif isinstance(message, Ready):
+            logger.info("worker %d is ready", worker.address.slot)
+            self.placing.ready(worker)
+        elif isinstance(message, Draining):
+            logger.info("worker %d is draining", worker.address.slot)
+            self.placing.draining(worker, now)
+        elif isinstance(message, Bye):
+            self.placing.bye(worker, now)
+        elif isinstance(message, Reject):
+            self._rejected += 1
+            self.placing.rejected(worker, message.number, now)
+            self._arm()
+        else:
+            raise HandoverError(f"a worker does not send {type(message).__name__}")
+
+    def _register(self, channel: Channel, register: Register, now: float) -> None:
+        if channel.worker is not None:
+            raise HandoverError("registered twice")
+        if register.address.node != self._config.node:
+            raise HandoverError(f"worker of node {register.address.node} registers here")
+        worker, _ = self.placing.register(register, now)
+        channel.worker = worker
+        self._channel_of[worker] = channel
+        logger.info("worker %d registered (pid %d)", register.address.slot, register.pid)
+
+    def _take_back(self, channel: Channel, connection: Connection, fd: int) -> None:
+        """Note a migrated connection; it is ours only once the acknowledgement is on its way."""
+        try:
+            data = channel.assembler.connection(connection)
+        except HandoverError:
+            if fd >= 0:
+                os.close(fd)
+            raise
+        if fd < 0:
+            channel.rejected.append(connection.number)
+            return
+        sock = socket.socket(connection.family, socket.SOCK_STREAM, 0, fileno=fd)
+        hops = connection.hops + 1
+        final = connection.final or hops >= ANSWERED_HOPS
+        arrival = Arrival(sock, connection.family, connection.address, data, hops=hops, final=final)
+        channel.incoming.append(arrival)
+
+    def _confirm(self, channel: Channel, now: float, ended: bool = False) -> None:
+        """Acknowledge migrated connections, then route them.
+
+        A worker that is gone cannot send them again: they are routed all the same.
+        """
+        link = channel.link
+        sent = Sent.GONE if ended else link.flush()
+        if sent is Sent.LATER:
+            self._arm()
+            return
+        if sent is Sent.YES:
+            for number in channel.rejected:
+                link.send(encode_reject(number))
+            channel.rejected.clear()
+            sent = link.send_now(encode_acknowledge(channel.assembler.received))
+            if sent is Sent.LATER:
+                self._arm()
+                return
+        channel.rejected.clear()
+        incoming, channel.incoming = channel.incoming, []
+        self._migrated += len(incoming)
+        for arrival in incoming:
+            self._judge(arrival, now)
+
+    def _channel_ended(self, channel: Channel, now: float) -> None:
+        """Dispatch anew what the worker has not acknowledged: the clients notice nothing."""
+        self._loop.remove_reader(channel.link.fd)
+        del self._channels[channel.link.fd]
+        channel.link.close()
+        worker = channel.worker
+        if worker is None:
+            return
+        del self._channel_of[worker]
+        self._held.forget()
+        rest = self.placing.leave(worker, now)
+        logger.info("worker %d left, %d connections to place anew", worker.address.slot, len(rest))
+        self._redispatched += len(rest)
+        for arrival in rest:
+            self._place(arrival, now)
+
+    # --- figures ------------------------------------------------------------------------
+
+    def _owed(self) -> int:
+        return sum(worker.ledger.count for worker in self._channel_of)
+
+    def stats(self) -> dict[str, object]:
+        """Return the figures of this balancer: totals since its start, and what waits now."""
+        return {
+            "health": self.placing.health,
+            "accepted": self._accepted,
+            "handed_over": self._handed_over,
+            "redispatched": self._redispatched,
+            "migrated": self._migrated,
+            "rejected": self._rejected,
+            "refused": dict(self._refused),
+            "emfile": self._emfile,
+            "paused": sorted(self._pauses),
+            "heads": len(self._heads),
+            "waiting": self.placing.waits,
+            "unacknowledged": self._owed(),
+            "workers": [
+                {
+                    "slot": worker.address.slot,
+                    "incarnation": worker.address.incarnation,
+                    "worker_id": worker.worker_id,
+                    "pid": worker.pid,
+                    "ready": worker.ready,
+                    "draining": worker.draining,
+                    "full": worker.full,
+                    "sessions": worker.sessions,
+                    "recent": worker.recent,
+                    "unacknowledged": worker.ledger.count,
+                    "waiting": len(worker.waiting),
+                    "handed_over": worker.handed,
+                }
+                for worker in self.placing.workers.values()
+            ],
+        }
+
+
+async def run_balancer(
+    config: BalancerConfig,
+    ready: Callable[[], None],
+    listeners: Sequence[socket.socket] = (),
+) -> int:
+    """Run a balancer until TERM or INT; returns the exit code.
+
+    Args:
+        config: see there.
+        ready: called once when clients are accepted and workers can register.
+        listeners: public sockets; without any, those of ``LISTEN_FDS``, else ``config.bind``.
+
+    Raises:
+        BindError: an address cannot be listened on.
+        OSError: the socket in the run directory cannot be made.
+    """
+    loop = asyncio.get_running_loop()
+    opened = list(listeners) or open_listeners(
+        config.bind,
+        user_timeout=config.ping_interval + config.ping_timeout,
+        backlog=config.backlog,
+    )
+    balancer = Balancer(config, opened, loop)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    balancer.start()
+    ready()
+    await stop.wait()
+    logger.info("ending")
+    await balancer.finish()
+    return 0
