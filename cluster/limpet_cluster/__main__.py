@@ -1,0 +1,7 @@
+"""`python -m limpet_cluster`: the command line, without the public face's imports."""
+
+from __future__ import annotations
+
+from limpet_cluster.cli import main
+
+main()

@@ -1,0 +1,128 @@
+"""How the supervisor starts a process: its command, environment and passed sockets, by exec."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from limpet_cluster.child import PARENT
+
+_FIRST_FD: Final = 3
+"""Where passed sockets begin, as sd_listen_fds(3) says."""
+_STAGING: Final = 256
+"""Sockets to pass wait above this number, so that placing one never overwrites another."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One process to start."""
+
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Added to the supervisor's own environment."""
+    listeners: tuple[tuple[str, socket.socket], ...] = ()
+    """Name and socket of each listener to pass, as LISTEN_FDS and LISTEN_FDNAMES."""
+    foreground: bool = False
+    """Stay in the supervisor's process group, with the terminal: for breakpoints."""
+
+
+def role(*arguments: str) -> tuple[str, ...]:
+    """Return the command line of a role of this installation, for example ``role("hub")``.
+
+    ``-P`` keeps the current directory off the path: a user's ``queue.py`` is not for the hub.
+    """
+    return (sys.executable, "-P", "-m", "limpet_cluster", *arguments)
+
+
+def spawn(command: Command, notify: str, watchdog: float) -> int:
+    """Start a process and return its pid.
+
+    It is started by exec, never by a bare fork; it leads a process group of its own, so that a
+    terminal's Ctrl-C reaches the supervisor alone and what the process leaves behind can be
+    ended with it.
+
+    Args:
+        command: what to start.
+        notify: path of the socket on which it tells that it is ready and alive.
+        watchdog: seconds of silence after which it is killed; 0 for never.
+    """
+    environment = {
+        "PYTHONUNBUFFERED": "1",  # what an application prints is to be seen when it happens
+        **{key: value for key, value in os.environ.items() if key not in _OURS},
+        **command.environment,
+        PARENT: str(os.getpid()),
+        "NOTIFY_SOCKET": notify,
+    }
+    if watchdog:
+        environment["WATCHDOG_USEC"] = str(int(watchdog * 1e6))
+    actions: list[tuple[int, int, int]] = []
+    staged = [fcntl.fcntl(s, fcntl.F_DUPFD_CLOEXEC, _STAGING) for _, s in command.listeners]
+    try:
+        for number, fd in enumerate(staged):
+            actions.append((os.POSIX_SPAWN_DUP2, fd, _FIRST_FD + number))
+        if staged:
+            environment["LISTEN_FDS"] = str(len(staged))
+            environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in command.listeners)
+        if not command.foreground:
+            actions.append((os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0))  # type: ignore[arg-type]
+        return _posix_spawn(command, environment, actions)
+    finally:
+        for fd in staged:
+            os.close(fd)
+
+
+_OURS: Final = frozenset(
+    {
+        PARENT,
+        "NOTIFY_SOCKET",
+        "WATCHDOG_USEC",
+        "WATCHDOG_PID",
+        "LISTEN_FDS",
+        "LISTEN_PID",
+        "LISTEN_FDNAMES",
+    }
+)
+"""What the supervisor was told by its own supervisor is not for its children."""
+
+
+def _posix_spawn(
+    command: Command, environment: Mapping[str, str], actions: Sequence[tuple[int, int, int]]
+) -> int:
+    # SIGINT stays blocked until the child ignores it (see child.enter).
+    mask = {signal.SIGINT}
+    defaults = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE}
+    if command.foreground:
+        return os.posix_spawnp(
+            command.argv[0],
+            command.argv,
+            environment,
+            file_actions=actions,
+            setsigmask=mask,
+            setsigdef=defaults,
+        )
+    return os.posix_spawnp(
+        command.argv[0],
+        command.argv,
+        environment,
+        file_actions=actions,
+        setpgroup=0,
+        setsigmask=mask,
+        setsigdef=defaults,
+    )
+
+
+def close_on_exec() -> None:
+    """Mark all descriptors above stderr that we inherited: no child of ours is to get them."""
+    for fd in [int(entry.name) for entry in Path("/dev/fd").iterdir()]:
+        if fd >= _FIRST_FD:
+            try:
+                os.set_inheritable(fd, False)
+            except OSError:  # the descriptor of the listing itself
+                continue
