@@ -30,6 +30,7 @@ from limpet_adapters.presence_ops import (
     Joined,
     Left,
     Op,
+    Seen,
 )
 
 TOMBSTONES: Final = 4096
@@ -513,6 +514,22 @@ def connection_hash(connection: Connection) -> int:
 def entry_hash(connection: Connection, room: str) -> int:
     """Return the 64-bit hash of a connection's membership in a room; equal on every host."""
     return _hash(connection, (room, connection.rooms[room]))
+
+
+def seen(connection: Connection, joined_at: float) -> Seen:
+    """Return a connection as answers to workers show it."""
+    node, worker, slot = connection.share.home
+    return Seen(
+        user=connection.user,
+        socket_id=connection.id,
+        namespace=connection.namespace.name,
+        node=node,
+        worker=worker,
+        slot=slot,
+        transport=connection.transport,
+        connected_at=connection.connected_at,
+        joined_at=joined_at,
+    )
 
 
 def _hash(connection: Connection, membership: tuple[str, float] | None) -> int:

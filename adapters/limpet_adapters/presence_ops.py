@@ -111,7 +111,7 @@ def decode(data: object) -> Batch:
         raise PresenceCodecError(f"a batch is bytes, not {type(data).__name__}")
     try:
         return _decode(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PresenceCodecError(str(error)) from None
 
 

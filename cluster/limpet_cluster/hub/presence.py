@@ -18,14 +18,13 @@ import msgspec
 
 from limpet_adapters.control import ControlConnection, Hello
 from limpet_adapters.counters import count
-from limpet_adapters.presence import Connection, Home, PresenceIndex
+from limpet_adapters.presence import Home, PresenceIndex, seen
 from limpet_adapters.presence_ops import (
     CountAnswer,
     CountQuery,
     ListPage,
     ListQuery,
     PresenceCodecError,
-    Seen,
     UserAnswer,
     UserQuery,
     decode,
@@ -224,19 +223,3 @@ class HubPresence:
             rooms=sorted(rooms)[:ROOMS_NAMED],
             complete=self.complete,
         )
-
-
-def seen(connection: Connection, joined_at: float) -> Seen:
-    """Return a connection as a worker is told of it."""
-    node, worker, slot = connection.share.home
-    return Seen(
-        user=connection.user,
-        socket_id=connection.id,
-        namespace=connection.namespace.name,
-        node=node,
-        worker=worker,
-        slot=slot,
-        transport=connection.transport,
-        connected_at=connection.connected_at,
-        joined_at=joined_at,
-    )

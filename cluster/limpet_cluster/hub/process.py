@@ -1,0 +1,218 @@
+"""The hub process: control connections, bus forwarder, members, presence and the HTTP API in one.
+
+The order of its start is the order of what depends on what: workers are let in once everything
+that listens to them is there, and the API answers from the first instant on, honestly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import gc
+import importlib.metadata
+import logging
+import os
+import re
+import secrets
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+
+from limpet_adapters.rundir import RunDirectory, RunDirectoryError, held_slots
+from limpet_cluster.hub.access import read_tokens
+from limpet_cluster.hub.api import Api, ApiContext
+from limpet_cluster.hub.control import HubControl
+from limpet_cluster.hub.members import Members
+from limpet_cluster.hub.presence import HubPresence
+
+logger = logging.getLogger("limpet.hub")
+
+_LINE_LIMIT: Final = 65_536
+"""Bytes of a request line: percent-encoding makes up to 12 of one character of a room's name."""
+
+
+class HubConfigError(ValueError):
+    """An option of the hub is wrong; the message names it, its value and what would be right."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HubConfig:
+    """Options of a hub.
+
+    Raises:
+        HubConfigError: one is wrong.
+    """
+
+    run_directory: Path
+    node_name: str = field(default_factory=socket.gethostname)
+    """How this host is shown."""
+    node_number: int = 0
+    """0 to 65,535: what the ids of this host begin with."""
+    buckets: int = 1024
+    """Of the bus; the same in the whole cluster."""
+    api_bind: str | None = None
+    """``HOST:PORT`` or ``[IPV6]:PORT`` on which the API listens too; port 0 takes a free one."""
+    api_token_file: Path | None = None
+    """File with the bearer tokens that are good there, one per line; needed with ``api_bind``."""
+    stall_after: float = 15.0
+    """Seconds after which a worker that does not read the bus is replaced."""
+
+    def __post_init__(self) -> None:
+        if not 0 < len(self.node_name) <= 255 or not self.node_name.isprintable():
+            raise HubConfigError(f"node_name={self.node_name!r}: expected 1 to 255 characters")
+        if not 0 <= self.node_number <= 65_535:
+            raise HubConfigError(f"node_number={self.node_number}: expected 0 to 65535")
+        if not 1 <= self.buckets <= 65_536:
+            raise HubConfigError(f"buckets={self.buckets}: expected 1 to 65536")
+        if not self.stall_after > 0:
+            raise HubConfigError(f"stall_after={self.stall_after}: expected seconds > 0")
+        if self.api_bind is not None:
+            parse_bind(self.api_bind)
+            if self.api_token_file is None:
+                raise HubConfigError(
+                    f"api_bind={self.api_bind!r} without api_token_file: "
+                    "expected a file with a bearer token, because TCP lets anybody connect"
+                )
+
+
+def parse_bind(bind: str) -> tuple[str, int]:
+    """Return host and port of an ``api_bind``.
+
+    Raises:
+        HubConfigError: it is neither ``HOST:PORT`` nor ``[IPV6]:PORT``.
+    """
+    match = re.fullmatch(
+        r"(?:\[(?P<v6>[0-9a-fA-F:.%\w]+)\]|(?P<host>[^\[\]:]+)):(?P<port>\d{1,5})", bind
+    )
+    if match is None or int(match["port"]) > 65_535:
+        raise HubConfigError(f"api_bind={bind!r}: expected HOST:PORT or [IPV6]:PORT")
+    return match["v6"] or match["host"], int(match["port"])
+
+
+class HubLock:
+    """Makes a hub the only one of its run directory, until the process ends.
+
+    Raises:
+        RunDirectoryError: another hub is there.
+    """
+
+    def __init__(self, directory: RunDirectory) -> None:
+        path = directory.path / "hub.lock"
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
+            os.close(self._fd)
+            raise RunDirectoryError(
+                f"a hub runs in {directory.path} already (pid {holder or 'unknown'})"
+            ) from None
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let another hub in."""
+        os.close(self._fd)
+
+
+async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
+    """Run a hub until TERM, INT or cancellation; return its exit code.
+
+    Args:
+        ready: called once workers and API clients can connect.
+
+    Raises:
+        RunDirectoryError: the run directory cannot be used, or another hub is there.
+        TokenFileError: the token file cannot be used.
+        OSError: the API's address cannot be bound.
+    """
+    tokens = () if config.api_token_file is None else read_tokens(config.api_token_file)
+    directory = RunDirectory(config.run_directory)
+    stop = _stopped()
+    async with AsyncExitStack() as stack:
+        lock = HubLock(directory)
+        stack.callback(lock.release)
+        incarnation = secrets.randbits(32)
+        control = HubControl(directory.hub)
+        members = Members(control, config.node_number)
+        stack.callback(members.close)
+        presence = HubPresence(control, members, config.node_name, lambda: held_slots(directory))
+        stack.callback(presence.close)
+
+        def checks() -> Mapping[str, bool]:
+            return {}
+
+        api = Api(
+            ApiContext(
+                presence=presence,
+                members=members,
+                node=config.node_name,
+                number=config.node_number,
+                epoch=f"{incarnation:08x}",
+                version=importlib.metadata.version("limpet"),
+                checks=checks,
+                started_at=time.time(),
+            )
+        )
+        directory.api.unlink(missing_ok=True)  # an earlier hub may have left it
+        await _serve_api(stack, api.application(tokens), directory.api, config.api_bind)
+        stack.push_async_callback(control.close)
+        await control.start()
+        _calm_collector()
+        ready()
+        logger.info("hub of %s is ready", config.node_name)
+        await stop.wait()
+        logger.info("hub of %s ends", config.node_name)
+    return 0
+
+
+async def _serve_api(
+    stack: AsyncExitStack, application: web.Application, path: Path, bind: str | None
+) -> None:
+    runner = web.AppRunner(
+        application,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=1.0,
+        max_line_size=_LINE_LIMIT,
+    )
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    stack.callback(path.unlink, missing_ok=True)
+    mask = os.umask(0o177)
+    try:
+        await web.UnixSite(runner, str(path)).start()
+    finally:
+        os.umask(mask)
+    if bind is not None:
+        host, port = parse_bind(bind)
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        for address in runner.addresses:
+            if not isinstance(address, str):
+                logger.info("API on http://%s:%d", *address[:2])
+
+
+def _stopped() -> asyncio.Event:
+    """Return an event that TERM or INT sets, where nobody else has taken these signals."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    for number, default in defaults.items():
+        if signal.getsignal(number) is default:
+            loop.add_signal_handler(number, stop.set)
+    return stop
+
+
+def _calm_collector() -> None:
+    """Keep full collections from walking a million entries: nothing here leaves cycles behind."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 1_000_000)
