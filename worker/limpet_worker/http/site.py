@@ -75,6 +75,11 @@ class Site:
         if runner is not None:
             await runner.cleanup()
 
+    @property
+    def running(self) -> bool:
+        """Whether requests are taken."""
+        return self._server is not None
+
     def connect(self, transport: asyncio.Transport) -> asyncio.Protocol:
         """Return a handler for the requests of one connection.
 
