@@ -31,6 +31,7 @@ class StartOptions:
     health_path: str
     api: str | None = None
     api_token_file: Path | None = None
+    buckets: int = 1024
     dev: bool = False
     policy: Policy
 
@@ -73,13 +74,13 @@ def start_cluster(options: StartOptions) -> int:
 def plan(options: StartOptions, listeners: list[socket.socket]) -> Plan:
     """Return the processes and their command lines; no secret is among them."""
     common = options.common.arguments()
-    api = []
+    of_hub = [f"--buckets={options.buckets}"]
     if options.api is not None:
-        api.append(f"--api={options.api}")
+        of_hub.append(f"--api={options.api}")
     if options.api_token_file is not None:
-        api.append(f"--api-token-file={options.api_token_file}")
+        of_hub.append(f"--api-token-file={options.api_token_file}")
     return Plan(
-        hub=Command(role("hub", *common, *api)),
+        hub=Command(role("hub", *common, *of_hub)),
         balancer=Command(
             role("balancer", *common, f"--health-path={options.health_path}"),
             listeners=tuple(("public", listener) for listener in listeners),

@@ -175,6 +175,18 @@ def api(command: F) -> F:
     )(command)
 
 
+def buckets(command: F) -> F:
+    """Add into how many parts the bus divides the rooms."""
+    return click.option(
+        "--buckets",
+        envvar="LIMPET_BUCKETS",
+        type=click.IntRange(1, 65_536),
+        default=1024,
+        show_default=True,
+        help="Parts of the bus that rooms are divided into; the same in the whole cluster.",
+    )(command)
+
+
 def health(command: F) -> F:
     """Add the option of the health path."""
     return click.option(

@@ -40,6 +40,7 @@ _SECONDS = {"show_default": True, "metavar": "SECONDS"}
 @click.option("--dev", is_flag=True, help="Restart the workers when the code changes.")
 @options.health
 @options.api
+@options.buckets
 @click.option(
     "--start-timeout",
     type=click.FloatRange(0.1),
@@ -73,6 +74,7 @@ def start(
     health_path: str,
     api: str | None,
     api_token_file: Path | None,
+    buckets: int,
     start_timeout: float,
     stop_timeout: float,
     stall_after: float,
@@ -103,6 +105,7 @@ def start(
                 health_path=health_path,
                 api=api,
                 api_token_file=api_token_file and api_token_file.absolute(),
+                buckets=buckets,
                 dev=dev,
                 policy=config.development(policy) if dev else policy,
             )

@@ -1,0 +1,308 @@
+"""The supervisor on real processes: stand-ins take the places of hub, balancer and workers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from harness import require
+from limpet_cluster.commands import CommandError, ask
+
+pytestmark = pytest.mark.processes
+
+DRIVE = str(Path(__file__).with_name("drive.py"))
+QUICK = {"stop_timeout": 2.0, "abort_grace": 0.3, "stall_after": 5.0}
+
+
+class Supervised:
+    """A supervisor with stand-ins, in a process of its own."""
+
+    def __init__(self, directory: Path, prefix: list[str], **options: Any) -> None:
+        self.directory = directory
+        options["policy"] = {**QUICK, **options.get("policy", {})}
+        self.output = directory.parent / f"{directory.name}.out"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*prefix, sys.executable, DRIVE, str(directory), json.dumps(options)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def journal(self, name: str = "", what: str = "") -> list[list[Any]]:
+        lines = (self.directory / "log").read_text().splitlines()
+        entries = [json.loads(line) for line in lines]
+        return [one for one in entries if name in one[0] and one[1].startswith(what)]
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        try:
+            answer = ask(self.directory, "status")
+        except CommandError:
+            return {}
+        return {one["name"]: one for one in answer["processes"]}
+
+    def pid(self, name: str) -> int:
+        return int(self.status()[name]["pid"])
+
+    def ready(self) -> Supervised:
+        until(lambda: "READY" in self.text, self)
+        return self
+
+    def ended(self, timeout: float = 10) -> int:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.text) from None
+
+
+def until(condition: Callable[[], object], supervised: Supervised, timeout: float = 10) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, supervised.text
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+@pytest.fixture
+def supervise() -> Iterator[Callable[..., Supervised]]:
+    started: list[Supervised] = []
+    base = Path(tempfile.mkdtemp(prefix="limpet-"))
+
+    def start(prefix: list[str] | None = None, **options: Any) -> Supervised:
+        one = Supervised(base / str(len(started)), prefix or [], **options)
+        started.append(one)
+        return one
+
+    yield start
+    for one in started:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.wait(10)
+    shutil.rmtree(base)
+
+
+Supervise = Callable[..., Supervised]
+
+
+def test_starts_the_hub_first_and_ends_it_last(supervise: Supervise) -> None:
+    cluster = supervise().ready()
+    status = cluster.status()
+    assert {one["state"] for one in status.values()} == {"ready"}
+    assert {one["status"] for one in status.values()} == {"at work"}
+    assert cluster.journal(what="start")[0][0] == "hub"
+    cluster.process.send_signal(signal.SIGTERM)
+    assert cluster.ended() == 0
+    assert all(gone(one["pid"]) for one in status.values())
+    told = [one[0] for one in cluster.journal(what="term")]
+    assert set(told[:2]) == {"worker-0", "worker-1"}
+    assert set(told[2:]) == {"hub", "balancer"}
+    assert not (cluster.directory / "notify.sock").exists()
+    assert not (cluster.directory / "supervisor.sock").exists()
+
+
+def test_passes_listening_sockets_at_descriptor_3(supervise: Supervise) -> None:
+    cluster = supervise().ready()
+    [(_, what, *_)] = cluster.journal("balancer", "listens")
+    ports = what.split()[1:]
+    assert len(ports) == 2
+    assert ports[0] == ports[1]
+    environment = psutil.Process(cluster.pid("balancer")).environ()
+    assert environment["LISTEN_FDNAMES"] == "public:public"
+    assert "LISTEN_FDS" not in psutil.Process(cluster.pid("worker-0")).environ()
+    # Nothing else of the supervisor's is open in a child.
+    worker = Path(f"/proc/{cluster.pid('worker-0')}/fd")
+    sockets = [fd for fd in worker.iterdir() if str(fd.readlink()).startswith("socket:")]
+    assert len(sockets) == 1, "its own notify socket"
+
+
+def test_no_orphan_survives_kill_9(supervise: Supervise) -> None:
+    cluster = supervise().ready()
+    pids = [one["pid"] for one in cluster.status().values()]
+    cluster.process.kill()
+    until(lambda: all(map(gone, pids)), cluster, 5)
+
+
+def test_a_killed_child_is_started_again(supervise: Supervise) -> None:
+    cluster = supervise().ready()
+    for name in ("worker-1", "hub", "balancer"):
+        before = cluster.pid(name)
+        os.kill(before, signal.SIGKILL)
+        until(lambda name=name: cluster.status().get(name, {}).get("restarts") == 1, cluster)
+        until(lambda name=name: cluster.status()[name]["state"] == "ready", cluster)
+        assert cluster.pid(name) != before
+    assert cluster.status()["worker-0"]["restarts"] == 0
+    cluster.process.send_signal(signal.SIGINT)
+    assert cluster.ended() == 0
+
+
+def test_a_crash_loop_backs_off_and_leaves_the_others_alone(supervise: Supervise) -> None:
+    cluster = supervise(ways={"worker-1": "crash later"}).ready()
+    os.kill(cluster.pid("worker-1"), signal.SIGKILL)
+    until(lambda: len(cluster.journal("worker-1", "start")) >= 5, cluster)
+    times = [one[3] for one in cluster.journal("worker-1", "start")]
+    pauses = [after - before for before, after in pairwise(times[1:])]
+    # 0.5, 1 and 2 s, give or take a quarter, and what a Python needs to start
+    assert 0.37 <= pauses[0] <= pauses[1] <= pauses[2]
+    assert cluster.status()["worker-0"]["restarts"] == 0
+    assert "exit code 3" in cluster.text
+
+
+def test_a_stalled_child_is_replaced(supervise: Supervise) -> None:
+    cluster = supervise(policy={"stall_after": 0.6}).ready()
+    before = cluster.pid("worker-0")
+    os.kill(before, signal.SIGSTOP)
+    until(lambda: gone(before), cluster)
+    until(lambda: cluster.status()["worker-0"]["state"] == "ready", cluster)
+    assert cluster.pid("worker-0") != before
+    assert "silent" in cluster.text
+    assert cluster.status()["worker-1"]["restarts"] == 0
+
+
+def test_a_stopped_supervisor_does_not_hold_its_own_silence_against_others(
+    supervise: Supervise,
+) -> None:
+    cluster = supervise(policy={"stall_after": 0.8}).ready()
+    cluster.process.send_signal(signal.SIGSTOP)
+    time.sleep(2.5)
+    cluster.process.send_signal(signal.SIGCONT)
+    time.sleep(0.5)
+    assert {one["restarts"] for one in cluster.status().values()} == {0}
+
+
+def test_a_deaf_child_is_killed_at_the_deadline(supervise: Supervise) -> None:
+    cluster = supervise(ways={"worker-0": "deaf"}, policy={"stop_timeout": 0.5}).ready()
+    pid = cluster.pid("worker-0")
+    cluster.process.send_signal(signal.SIGTERM)
+    assert cluster.ended(5) == 1
+    assert gone(pid)
+    assert "did not end in time" in cluster.text
+
+
+def test_a_second_interrupt_is_quick(supervise: Supervise) -> None:
+    cluster = supervise(ways={"worker-0": "deaf"}, policy={"stop_timeout": 30}).ready()
+    cluster.process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    assert cluster.process.poll() is None
+    cluster.process.send_signal(signal.SIGINT)
+    assert cluster.ended(3) == 1
+
+
+def test_what_a_child_leaves_behind_goes_with_it(supervise: Supervise) -> None:
+    cluster = supervise(ways={"worker-0": "fork"}).ready()
+    worker = psutil.Process(cluster.pid("worker-0"))
+    [forked] = worker.children()
+    worker.kill()
+    until(lambda: gone(forked.pid), cluster, 5)
+
+
+@pytest.mark.parametrize("name", ["hub", "worker-1", "balancer"])
+def test_a_child_that_refuses_ends_the_start_with_its_message(
+    supervise: Supervise, name: str
+) -> None:
+    cluster = supervise(ways={name: "refuse"})
+    assert cluster.ended() == 1
+    assert "limpet: the module is broken\nline 2" in cluster.text
+    assert cluster.text.count("the module is broken") == 1
+
+
+def test_a_child_that_ends_before_it_is_ready_ends_the_start(supervise: Supervise) -> None:
+    cluster = supervise(ways={"worker-0": "crash"})
+    assert cluster.ended() == 1
+    assert "limpet: worker-0 ended with exit code 3 before it was ready" in cluster.text
+
+
+def test_a_child_that_is_never_ready_ends_the_start(supervise: Supervise) -> None:
+    cluster = supervise(ways={"balancer": "never ready"}, policy={"start_timeout": 1.0})
+    assert cluster.ended() == 1
+    assert "balancer was not ready after 1 s" in cluster.text
+
+
+def test_a_later_refusal_is_shown_once_and_tried_again(supervise: Supervise) -> None:
+    cluster = supervise(ways={"worker-0": "refuse later"}).ready()
+    os.kill(cluster.pid("worker-0"), signal.SIGKILL)
+    until(lambda: len(cluster.journal("worker-0", "start")) >= 4, cluster)
+    assert cluster.text.count("line 2") == 1
+    assert cluster.status()["worker-0"]["error"] == "the module is broken\nline 2"
+    assert cluster.status()["worker-1"]["state"] == "ready"
+
+
+def test_in_development_changed_code_restarts_the_workers(
+    supervise: Supervise, tmp_path: Path
+) -> None:
+    (tmp_path / "app.py").write_text("")
+    development = {"stall_after": 0.0, "start_timeout": 0.0}
+    cluster = supervise(
+        watch=str(tmp_path), ways={"worker-1": "refuse later"}, policy=development
+    ).ready()
+    (tmp_path / "app.py").write_text("x = 1")
+    until(lambda: cluster.status()["worker-0"]["restarts"] == 1, cluster)
+    until(lambda: "waits for the code to change" in cluster.text, cluster)
+    assert "app.py changed" in cluster.text
+    assert "line 2" in cluster.text
+    starts = len(cluster.journal("worker-1", "start"))
+    time.sleep(0.6)
+    assert len(cluster.journal("worker-1", "start")) == starts
+    assert cluster.status()["hub"]["restarts"] == 0
+    (tmp_path / "app.py").write_text("x = 12")
+    until(lambda: len(cluster.journal("worker-1", "start")) == starts + 1, cluster)
+    cluster.process.send_signal(signal.SIGTERM)
+    assert cluster.ended() == 0
+
+
+def test_a_second_supervisor_in_the_same_run_directory_is_refused(supervise: Supervise) -> None:
+    cluster = supervise().ready()
+    second = subprocess.run(
+        [sys.executable, DRIVE, str(cluster.directory), "{}"],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert f"(pid {cluster.process.pid})" in second.stdout
+    assert cluster.status()["worker-0"]["state"] == "ready"
+
+
+def test_as_pid_1_it_collects_the_orphans_of_others_and_ends_on_term(
+    supervise: Supervise,
+) -> None:
+    require("netns", shutil.which("unshare") and os.getuid() == 0, "needs root and unshare")
+    cluster = supervise(["unshare", "--pid", "--fork", "--mount-proc"], ways={"worker-0": "fork"})
+    cluster.ready()
+    [first] = psutil.Process(cluster.process.pid).children()
+    worker = next(one for one in first.children() if "worker-0" in one.cmdline())
+    [orphan] = worker.children()
+    # The worker's end makes the orphan a child of PID 1; its group is ended, and it is collected.
+    worker.kill()
+    until(lambda: not psutil.pid_exists(orphan.pid), cluster, 5)
+    until(lambda: cluster.status().get("worker-0", {}).get("restarts") == 1, cluster)
+    # A stranger that PID 1 has never heard of, adopted because its parent ended.
+    namespace = ["nsenter", "--target", str(first.pid), "--pid", "--mount"]
+    subprocess.run([*namespace, "sh", "-c", "(sleep 0.2; :) & exit 0"], check=True, timeout=5)
+    time.sleep(0.6)
+    zombies = [one for one in first.children() if one.status() == psutil.STATUS_ZOMBIE]
+    assert zombies == []
+    first.terminate()
+    assert cluster.ended() == 0
