@@ -1,1 +1,1 @@
-"""Engine.IO, protocol revision 4: sessions that run over polling, over WebSocket, or change over."""
+"""Engine.IO, protocol revision 4: sessions over polling, over WebSocket, or changing over."""

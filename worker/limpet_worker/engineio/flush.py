@@ -1,21 +1,165 @@
-"""Writes outboxes to their transports: replies every loop turn, broadcasts in slices."""
+"""Writes outboxes to their transports: replies every loop turn, broadcasts in slices.
+
+A delivery is nine parts system call, so what counts is how many packets one write carries: a
+session's packets wait for the end of the loop turn and leave together. Sessions with replies
+(*hot*) are written every turn, those of broadcasts (*bulk*) some at a time, so that a broadcast
+to thousands does not make others wait. Both take a session's whole outbox, so order holds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Final
+
+from limpet_adapters.counters import count
+from limpet_worker.engineio.payload import packet_payload
+from limpet_worker.websocket.frames import packet_frame
 
 if TYPE_CHECKING:
     from limpet_adapters.packet import EncodedPacket
-
     from limpet_worker.engineio.session import Session
+
+logger = logging.getLogger("limpet.engineio")
+
+SLOT: Final = 64
+"""Bytes that a queued packet weighs besides its own."""
+HEAVY: Final = 65_536
+"""Weight of an outbox that is not left waiting for the end of the turn."""
+
+_COMPACT: Final = 4096
 
 
 class Flusher:
-    """``engine.flusher``: the sessions that have something to write."""
+    """The sessions of a process that have something to write (``engine.flusher``)."""
+
+    __slots__ = ("_bulk_slice", "_call_soon", "_compact_at", "bulk", "hot", "scheduled")
+
+    def __init__(self, call_soon: Callable[[Callable[[], None]], object], bulk_slice: int) -> None:
+        self._call_soon = call_soon
+        self._bulk_slice = bulk_slice
+        self.hot: list[Session] = []
+        """Sessions that a reply or a packet of their own waits for."""
+        self.bulk: deque[Session] = deque()
+        """Sessions that only broadcasts wait for; one that is flushed meanwhile stays in here."""
+        self.scheduled = False
+        """Whether ``flush`` will be called."""
+        self._compact_at = _COMPACT
+        """Length of ``bulk`` at which repeated entries are looked for."""
+
+    def add(self, session: Session) -> None:
+        """Flush a session at the end of this loop turn."""
+        self.hot.append(session)
+        if not self.scheduled:
+            self.schedule()
+
+    def schedule(self) -> None:
+        """See to it that ``flush`` is called in the next loop turn."""
+        self.scheduled = True
+        self._call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Write the hot sessions and a slice of the others."""
+        hot = self.hot
+        if hot:
+            self.hot = []
+            self._write(hot)
+        bulk = self.bulk
+        if bulk:
+            if len(bulk) > self._compact_at:
+                self._compact()
+            part: list[Session] = []
+            most = self._bulk_slice
+            while bulk and len(part) < most:
+                session = bulk.popleft()
+                if session.out is not None and not session.blocked:
+                    part.append(session)
+            self._write(part)
+        self.scheduled = False
+        if bulk or self.hot:
+            self.schedule()
+
+    def _write(self, sessions: Iterable[Session]) -> None:
+        rest = iter(sessions)
+        while not self._write_some(rest):
+            pass
+
+    def _write_some(self, sessions: Iterator[Session]) -> bool:
+        """Write until the end (True) or until one session's transport raises, which ends it."""
+        session: Session | None = None
+        try:
+            for session in sessions:
+                out = session.out
+                if out is None or session.blocked:
+                    continue
+                session.out = None
+                wire = session.wire
+                if wire is not None:
+                    wire.write(out if isinstance(out, bytes) else b"".join(out))
+                elif session.polling is not None:
+                    session.polling.answer(out)
+        except Exception:  # the others must not wait forever for what one did
+            logger.exception("writing to a session failed")
+            if session is not None:
+                session.fail("transport error")
+            return False
+        return True
+
+    def _compact(self) -> None:
+        """Drop repeated entries and those with nothing to write."""
+        kept = dict.fromkeys(session for session in self.bulk if session.out is not None)
+        self.bulk.clear()
+        self.bulk.extend(kept)
+        self._compact_at = max(_COMPACT, 2 * len(kept))
 
     def broadcast(
         self, sessions: Iterable[Session], packet: EncodedPacket, volatile: bool = False
     ) -> None:
-        """Send a packet to many sessions. None of their sinks is called meanwhile."""
-        raise NotImplementedError
+        """Send a packet to many sessions; a volatile one only to those that can take it now.
+
+        No sink is called before the last session has been served, so ``sessions`` may be a live
+        view of what sinks change.
+        """
+        if volatile:
+            sessions = self._able(sessions)
+        frame = packet.frame or packet_frame(packet)
+        payload = packet.payload  # made when the first polling session is met
+        frame_weight = len(frame) + SLOT
+        bulk = self.bulk
+        heavy: list[Session] = []
+        for session in sessions:
+            if session.wire is not None:
+                item = frame
+                weight = frame_weight
+            else:
+                if payload is None:
+                    payload = packet_payload(packet)
+                item = payload
+                weight = len(payload) + SLOT
+            out = session.out
+            if out is None:
+                session.out = item
+                bulk.append(session)
+            elif isinstance(out, list):
+                out.append(item)
+                session.weight += weight
+                if session.weight > HEAVY:
+                    heavy.append(session)
+            else:
+                session.out = [out, item]
+                session.weight = len(out) + SLOT + weight
+                if session.weight > HEAVY:
+                    heavy.append(session)
+        if bulk and not self.scheduled:
+            self.schedule()
+        for session in heavy:
+            session.press()
+
+    @staticmethod
+    def _able(sessions: Iterable[Session]) -> list[Session]:
+        every = list(sessions)
+        able = [session for session in every if not session.blocked]
+        if len(able) < len(every):
+            count("limpet_packets_dropped_total", len(every) - len(able), reason="volatile")
+        return able

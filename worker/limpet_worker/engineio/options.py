@@ -68,7 +68,7 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if not isinstance(self.path, str) or not self.path.startswith("/"):
+        if not str(self.path).startswith("/"):
             raise _wrong("path", self.path, 'a path that starts with "/"')
         for name in (
             "ping_interval",
@@ -113,8 +113,12 @@ class EngineOptions:
 
     def _check_transports(self) -> None:
         value = self.transports
-        listed = isinstance(value, tuple) and bool(value)
-        if not listed or not set(value) <= set(TRANSPORTS) or len(set(value)) != len(value):
+        if (
+            not value
+            or isinstance(value, str)
+            or not set(value) <= set(TRANSPORTS)
+            or len(set(value)) != len(value)
+        ):
             raise _wrong("transports", value, 'a tuple of "polling" and "websocket"')
 
 

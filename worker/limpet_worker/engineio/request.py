@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 
 class HandshakeRequest:
-    """What the first request of a session said. It is kept for the session's life: keep it small."""
+    """What the first request of a session said. It is kept as long as the session: be small."""
 
     __slots__ = ("address", "headers", "method", "path", "query", "secure", "target", "time")
 

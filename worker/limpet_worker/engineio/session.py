@@ -1,17 +1,69 @@
-"""An Engine.IO session without any I/O: its states, its outbox, its heartbeat."""
+"""An Engine.IO session without any I/O: its states, its outbox, its heartbeat, its upgrade.
+
+=========== ==================================== ================================================
+state       means                                left by
+=========== ==================================== ================================================
+OPENING     the application is being told        OPEN when it has given a sink
+OPEN        messages flow                        UPGRADING, CLOSING, CLOSED
+UPGRADING   a WebSocket has probed; messages     OPEN: packet ``5`` (over WebSocket now), or the
+            still flow by polling                WebSocket failed (still polling); CLOSING, CLOSED
+CLOSING     closed by us; the last packets wait  CLOSED: they were fetched, or ``close_timeout``
+            for the client's next poll
+CLOSED      nothing is left but the object
+=========== ==================================== ================================================
+
+From the application's side the session ends with CLOSING or CLOSED, whichever comes first: then
+``sink.on_close`` is called. A WebSocket that waits (OPEN) or has probed (UPGRADING) is the
+*candidate*; it fails alone, the session goes on by polling.
+
+The reasons: ``transport close`` (the client left), ``transport error`` (what it did breaks the
+transport's rules, or a poll was dropped), ``parse error`` (not a packet), ``ping timeout``,
+``slow consumer`` (too much unsent), and those that ``close`` is given: ``forced close``,
+``server shutting down``.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
+from limpet_adapters.counters import count
+from limpet_worker.engineio.flush import HEAVY, SLOT
+from limpet_worker.engineio.payload import (
+    BINARY_MESSAGE,
+    CLOSE,
+    MESSAGE,
+    NOOP,
+    OPEN,
+    PING,
+    PONG,
+    PROBE,
+    SEPARATOR,
+    UPGRADE,
+    PayloadError,
+    binary_of,
+    binary_part,
+    frames_of,
+    packet_payload,
+)
+from limpet_worker.engineio.polling import PollingTransport
 from limpet_worker.engineio.request import HandshakeRequest
+from limpet_worker.websocket.frames import BINARY, encode, message_frame, packet_frame
 
 if TYPE_CHECKING:
     from limpet_adapters.packet import EncodedPacket
-
-    from limpet_worker.engineio.polling import PollingTransport
+    from limpet_worker.engineio.server import EngineServer
+    from limpet_worker.engineio.transport import WebSocket, Wire
 
 __all__ = ["HandshakeRequest", "Session", "Sink"]
+
+STATE_OPENING: Final = 0
+STATE_OPEN: Final = 1
+STATE_UPGRADING: Final = 2
+STATE_CLOSING: Final = 3
+STATE_CLOSED: Final = 4
+
+_PING_FRAME: Final = b"\x81\x012"
+_DOOMED: Final = -1.0
 
 
 class Sink(Protocol):
@@ -27,52 +79,434 @@ class Sink(Protocol):
         """Know that the session runs over WebSocket now."""
 
     def on_close(self, reason: str) -> None:
-        """Know that the session has ended. Called once, and nothing follows; called from within
-        ``session.close()`` too."""
+        """Know that the session has ended. Called once, and nothing follows it.
+
+        Called within ``Session.close`` too, but never within a ``send`` or a broadcast.
+        """
+
+
+class _NoSink:
+    """Takes what nobody wants: before the application has a sink, and after the end."""
+
+    __slots__ = ()
+
+    def on_text(self, data: bytes) -> None:
+        pass
+
+    def on_binary(self, data: bytes) -> None:
+        pass
+
+    def on_upgrade(self) -> None:
+        pass
+
+    def on_close(self, reason: str) -> None:
+        pass
+
+
+_NO_SINK: Final = _NoSink()
 
 
 class Session:
     """One client's session. Callers see one ordered stream each way, whatever carries it."""
 
-    __slots__ = ("polling", "request", "sid", "sink", "transport_name")
+    __slots__ = (
+        "blocked",
+        "candidate",
+        "deadline",
+        "engine",
+        "grace",
+        "out",
+        "over_since",
+        "polling",
+        "pong_due",
+        "request",
+        "sid",
+        "sink",
+        "state",
+        "tick",
+        "transport_name",
+        "websocket",
+        "weight",
+        "wire",
+    )
 
-    sid: str
-    transport_name: str
-    """"polling" or "websocket"."""
-    request: HandshakeRequest
-    sink: Sink
-    polling: PollingTransport | None
-    """None once the session runs over WebSocket, and when it began with one."""
+    def __init__(
+        self, engine: EngineServer, sid: str, request: HandshakeRequest, transport_name: str
+    ) -> None:
+        self.engine = engine
+        self.sid = sid
+        """The session id: a bearer secret, not to be logged or shown."""
+        self.request = request
+        """The request that began the session."""
+        self.sink: Sink = _NO_SINK
+        self.state = STATE_OPENING
+        self.transport_name = transport_name
+        """"polling" or "websocket"; stays what it was when the session ends."""
+        self.polling: PollingTransport | None = None
+        """The polling transport; None once the session runs over WebSocket, or has ended."""
+        self.websocket: WebSocket | None = None
+        """The WebSocket that carries the session; None while it polls, or when it has ended."""
+        self.wire: Wire | None = None
+        """Where frames are written: set exactly while ``websocket`` is."""
+        self.candidate: WebSocket | None = None
+        """A WebSocket that wants to take over from polling."""
+        self.out: bytes | list[bytes] | None = None
+        """The outbox: packets as the transport writes them (frames, or parts of a payload)."""
+        self.weight = 0
+        """Bytes in the outbox and ``SLOT`` for each packet; counts only while it is a list."""
+        self.blocked = True
+        """Whether the transport can take nothing just now: no GET waits, or the kernel is full."""
+        self.over_since = 0.0
+        """Since when the outbox has been over a soft limit; 0 when it is not."""
+        self.deadline = 0.0
+        """When the next ping, the pong that is due, or the last poll is too late."""
+        self.pong_due = False
+        """Whether a ping has not been answered."""
+        self.grace = False
+        """Whether any packet still prolongs the wait for the pong (once for each ping)."""
+        self.tick = 0
+        """Where the session is on the timer wheel; the wheel's."""
 
     @property
     def closed(self) -> bool:
         """Whether the session has ended (``on_close`` was called): nothing can be sent."""
-        raise NotImplementedError
+        return self.state > STATE_UPGRADING
+
+    @property
+    def upgrading(self) -> bool:
+        """Whether a WebSocket has probed: polls are answered at once."""
+        return self.state == STATE_UPGRADING
 
     @property
     def writable(self) -> bool:
         """Whether a packet sent now would leave now; volatile packets are for such moments."""
-        raise NotImplementedError
+        return not self.blocked
+
+    # --- sending ---------------------------------------------------------
 
     def send(self, data: str | bytes) -> None:
-        """Send a message: text when it is a str, binary when it is bytes."""
-        raise NotImplementedError
+        """Send a message: text when it is a str, binary when it is bytes.
+
+        Text must not contain U+001E while the session polls: there it parts packets.
+        """
+        if isinstance(data, str):
+            self.send_text(data.encode("utf-8"))
+        elif self.state <= STATE_UPGRADING:
+            self.enqueue(binary_part(data) if self.wire is None else encode(BINARY, data))
 
     def send_text(self, data: bytes) -> None:
-        """Send a text message that is UTF-8 already: the fastest way for a packet to one client."""
-        raise NotImplementedError
+        """Send a text message that is UTF-8 already: the quickest way for one client's packet."""
+        if self.state <= STATE_UPGRADING:
+            self.enqueue(MESSAGE + data if self.wire is None else message_frame(data))
 
     def send_packet(self, packet: EncodedPacket) -> None:
         """Send a packet and its attachments as one unit."""
-        raise NotImplementedError
+        if self.state <= STATE_UPGRADING:
+            if self.wire is None:
+                self.enqueue(packet.payload or packet_payload(packet))
+            else:
+                self.enqueue(packet.frame or packet_frame(packet))
+
+    def enqueue(self, item: bytes) -> None:
+        """Put something finished into the outbox: frames, or a part of a payload."""
+        flusher = self.engine.flusher
+        out = self.out
+        if out is None:
+            self.out = item
+            flusher.hot.append(self)
+        else:
+            if isinstance(out, list):
+                out.append(item)
+                self.weight += len(item) + SLOT
+            else:
+                self.out = [out, item]
+                self.weight = len(out) + len(item) + 2 * SLOT
+            if self.weight > HEAVY:
+                self.press()
+            # What lies there may be a broadcast's and wait for its slice: this must not.
+            hot = flusher.hot
+            if not self.blocked and not (hot and hot[-1] is self):
+                hot.append(self)
+        if not flusher.scheduled:
+            flusher.schedule()
+
+    def flush(self) -> None:
+        """Write the outbox now, as far as the transport can take anything."""
+        out = self.out
+        if out is None or self.blocked:
+            return
+        self.out = None
+        if self.wire is not None:
+            self.wire.write(out if isinstance(out, bytes) else b"".join(out))
+        elif self.polling is not None:
+            self.polling.answer(out)
+
+    def unblock(self) -> None:
+        """Go on writing: the transport can take something again."""
+        self.blocked = False
+        if self.over_since > 0.0:
+            self.over_since = 0.0
+            self.engine.slow.discard(self)
+        self.flush()
+
+    # --- limits ----------------------------------------------------------
+
+    def press(self) -> None:
+        """Flush a heavy outbox early, or judge it when it cannot be flushed."""
+        if not self.blocked:
+            self.flush()
+        out = self.out
+        if not isinstance(out, list):
+            return
+        if self.state > STATE_UPGRADING:
+            if self.state == STATE_CLOSED:
+                self.out = None
+        elif self._unsent(out) > self.engine.options.hard_limit:
+            self.out = None
+            self.over_since = _DOOMED
+            self.engine.end_slow(self)
+        elif self.over_since == 0.0 and self._is_over(out):
+            self.over_since = self.engine.clock()
+            self.engine.slow.add(self)
+
+    def judge(self, now: float) -> bool:
+        """Return whether the session is over a limit still; end it when that lasts too long."""
+        if self.state > STATE_UPGRADING:
+            return False
+        if self.over_since != _DOOMED:
+            out = self.out
+            if not isinstance(out, list) or not self._is_over(out):
+                self.over_since = 0.0
+                return False
+            if now - self.over_since <= self.engine.options.soft_seconds:
+                return True
+        websocket = self.websocket
+        if websocket is not None:
+            websocket.abort()  # a close frame would wait behind what it does not read
+        self.fail("slow consumer")
+        return False
+
+    def _unsent(self, out: list[bytes]) -> int:
+        # Not counting the first packet: an empty outbox takes any one, however large.
+        return self.weight - len(out) * SLOT - len(out[0])
+
+    def _is_over(self, out: list[bytes]) -> bool:
+        options = self.engine.options
+        return self._unsent(out) > options.soft_limit or len(out) > options.soft_packets
+
+    # --- receiving -------------------------------------------------------
+
+    def receive(self, packet: bytes) -> None:
+        """Take a packet in its text form, from a payload or a WebSocket text frame."""
+        kind = packet[:1]
+        if self.state > STATE_UPGRADING:
+            if kind == CLOSE:
+                self.fail("transport close")
+        elif kind == PONG:
+            self.pong()
+        else:
+            if self.grace:
+                self.refresh()
+            if kind == MESSAGE:
+                self.sink.on_text(packet[1:])
+            elif kind == BINARY_MESSAGE:
+                self._receive_base64(packet)
+            elif kind == CLOSE:
+                self.fail("transport close", NOOP)
+            elif kind == PING:
+                self.refuse("transport error", "ping from client")
+            elif kind in {OPEN, UPGRADE, NOOP}:
+                count("limpet_packets_ignored_total", reason="out of place")
+            else:
+                self.refuse("parse error", "unknown packet type")
+
+    def _receive_base64(self, packet: bytes) -> None:
+        try:
+            data = binary_of(packet)
+        except PayloadError:
+            self.refuse("parse error", "not base64")
+        else:
+            self.sink.on_binary(data)
+
+    def refuse(self, reason: str, why: str) -> None:
+        """End the session for a bad packet, and count ``why``."""
+        count("limpet_packets_refused_total", reason=why)
+        self.fail(reason)
+
+    # --- heartbeat -------------------------------------------------------
+
+    def pong(self) -> None:
+        """Take a pong: the next ping is an interval from now."""
+        engine = self.engine
+        self.pong_due = self.grace = False
+        self.deadline = engine.clock() + engine.options.ping_interval
+
+    def refresh(self) -> None:
+        """Wait longer for the pong that is due: something else came, so the client lives."""
+        self.grace = False
+        self.deadline = self.engine.clock() + self.engine.options.ping_timeout
+
+    def on_deadline(self, now: float) -> float | None:
+        """Ping, or end the session; called by the timer wheel."""
+        state = self.state
+        if state == STATE_CLOSED:
+            return None
+        options = self.engine.options
+        if now >= self.deadline:
+            if state == STATE_CLOSING:
+                self._forget()
+                return None
+            if self.pong_due:
+                self.fail("ping timeout")
+                return None
+            self.pong_due = self.grace = True
+            self.deadline = now + options.ping_timeout
+            self.enqueue(PING if self.wire is None else _PING_FRAME)
+        if state == STATE_CLOSING:
+            return self.deadline
+        # A pong may set a deadline that is earlier than the one it was waited for, but not
+        # earlier than an interval from now.
+        return min(self.deadline, now + options.ping_interval)
+
+    # --- upgrade ---------------------------------------------------------
+
+    def offer(self, candidate: WebSocket) -> bool:
+        """Take a WebSocket that may carry the session later; False when it is not wanted."""
+        if (
+            self.state != STATE_OPEN
+            or self.polling is None
+            or self.candidate is not None
+            or not self.engine.options.allow_upgrades
+        ):
+            return False
+        self.candidate = candidate
+        return True
+
+    def candidate_packet(self, candidate: WebSocket, packet: bytes) -> None:
+        """Take a packet that came on the candidate."""
+        if candidate is not self.candidate:
+            return
+        if packet == PROBE:
+            candidate.answer_probe()
+            self.state = STATE_UPGRADING
+            # The client waits for its open poll to end before it goes on: end it now.
+            if self.polling is not None:
+                self.polling.release()
+        elif packet == UPGRADE:
+            self._upgrade(candidate)
+        else:
+            count("limpet_upgrades_failed_total", reason="unexpected packet")
+            self.candidate_lost(candidate)
+            candidate.close()
+
+    def candidate_lost(self, candidate: WebSocket) -> None:
+        """Go on by polling: the WebSocket that wanted to take over has failed."""
+        if candidate is self.candidate:
+            self.candidate = None
+            self.state = STATE_OPEN
+
+    def _upgrade(self, candidate: WebSocket) -> None:
+        polling = self.polling
+        if polling is not None:
+            polling.release()  # with what is queued, when a poll waits
+            polling.detach()
+        out = self.out
+        if out is not None:
+            self.out = frames_of(out if isinstance(out, bytes) else SEPARATOR.join(out))
+        self.polling = None
+        self.candidate = None
+        self.websocket = candidate
+        self.wire = candidate.wire
+        self.state = STATE_OPEN
+        self.transport_name = "websocket"
+        candidate.carry(self)
+        self.engine.upgraded(self)
+        self.sink.on_upgrade()
+        if candidate is self.websocket:  # the sink may have closed the session
+            if candidate.paused:
+                self.blocked = True
+            else:
+                self.unblock()
+
+    # --- ending ----------------------------------------------------------
 
     def close(self, reason: str = "forced close", *, discard: bool = False) -> None:
         """End the session; what was sent before still goes out, unless it is discarded.
 
-        ``sink.on_close(reason)`` is called before this returns.
+        ``sink.on_close(reason)`` is called before this returns. A client that polls but has no
+        poll open just now finds its last packets at the next one, within ``close_timeout``.
         """
-        raise NotImplementedError
+        if self.state > STATE_UPGRADING:
+            if discard and self.state == STATE_CLOSING:
+                self._forget()
+            return
+        out = self.out
+        if discard or out is None:
+            last: list[bytes] = []
+        else:
+            last = out if isinstance(out, list) else [out]
+        polling = self.polling
+        if self.wire is not None:
+            if last:
+                self.wire.write(b"".join(last))
+        elif polling is not None and polling.responder is not None:
+            polling.answer([*last, CLOSE])
+        elif polling is not None and not discard:
+            self._drop_candidate()
+            self.out = [*last, CLOSE]
+            self.blocked = True
+            self.state = STATE_CLOSING
+            self.deadline = self.engine.clock() + self.engine.options.close_timeout
+            self.engine.arm(self, self.deadline)
+            self._tell(reason)
+            return
+        self._forget()
+        self._tell(reason)
 
-    def fail(self, reason: str) -> None:
-        """End the session at once because of something wrong; a waiting GET gets ``1``."""
-        raise NotImplementedError
+    def fail(self, reason: str, answer: bytes = CLOSE) -> None:
+        """End the session at once: the client left, or did something that cannot be.
+
+        A poll that waits gets ``answer``, a WebSocket a close frame.
+        """
+        state = self.state
+        if state == STATE_CLOSED:
+            return
+        if self.polling is not None and self.polling.responder is not None:
+            self.polling.answer(answer)
+        self._forget()
+        if state != STATE_CLOSING:
+            self._tell(reason)
+
+    def last_poll(self) -> bytes:
+        """End a session that was CLOSING; return the payload of its last poll."""
+        out = self.out
+        self._forget()
+        return SEPARATOR.join(out) if isinstance(out, list) else CLOSE
+
+    def _forget(self) -> None:
+        """Let go of everything, so that no cycle of references is left."""
+        self.state = STATE_CLOSED
+        self.blocked = True
+        self.out = None
+        self._drop_candidate()
+        websocket = self.websocket
+        self.websocket = self.wire = None
+        if websocket is not None:
+            websocket.close()
+        polling = self.polling
+        self.polling = None
+        if polling is not None:
+            polling.detach()
+        self.engine.forget(self)
+
+    def _drop_candidate(self) -> None:
+        candidate = self.candidate
+        self.candidate = None
+        if candidate is not None:
+            candidate.close()
+
+    def _tell(self, reason: str) -> None:
+        count("limpet_sessions_closed_total", reason=reason)
+        sink = self.sink
+        self.sink = _NO_SINK
+        sink.on_close(reason)
