@@ -25,6 +25,7 @@ import aiohttp
 from limpet_adapters.control import ControlClient, Hello
 from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
 from limpet_adapters.rundir import RunDirectory, Slot
+from limpet_cluster.child import fast_loop
 from limpet_cluster.hub.process import HubConfig, run_hub
 from limpet_worker.presence import WorkerPresence
 
@@ -198,7 +199,8 @@ async def _worker_main(path: Path, slot: int, connections: int) -> int:
 
 def _main(arguments: list[str]) -> int:
     if arguments[0] == "hub":
-        return asyncio.run(_hub_main(Path(arguments[1])))
+        with asyncio.Runner(loop_factory=fast_loop) as runner:
+            return runner.run(_hub_main(Path(arguments[1])))
     slot, connections = map(int, arguments[2:])
     return asyncio.run(_worker_main(Path(arguments[1]), slot, connections))
 

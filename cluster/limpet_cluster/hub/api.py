@@ -60,6 +60,8 @@ class ApiContext:
     """Of limpet."""
     checks: Callable[[], Mapping[str, bool]]
     """What has to be true before the hub is ready, by name."""
+    bus: Callable[[], dict[str, int]]
+    """Figures of the bus."""
     started_at: float
 
 
@@ -373,6 +375,7 @@ class Api:
             occupancy=models.Counts(users=users, connections=connections),
             sessions=dict(sessions),
             counters=dict(counters),
+            bus=context.bus(),
             complete=self.presence.complete,
         )
         return _json(document)

@@ -137,18 +137,17 @@ class Members:
             [*self.living.values(), *self.departed.values()], key=lambda one: one.hello.slot
         )
 
-    def on_deaf(self, worker_id: int) -> bool:
-        """End a worker that no longer reads the bus, by its pidfd; False when it is not known."""
-        member = self.living.get(worker_id)
+    def on_deaf(self, _connection: ControlConnection, hello: Hello, why: str) -> None:
+        """End a worker that no longer reads the bus: by its pidfd, never by its pid."""
+        member = self.living.get(hello.worker_id)
         if member is None or member.pidfd < 0:
-            return False
+            return
         count("limpet_worker_restarts_total", reason="deaf")
-        logger.error("%s (pid %d) does not read the bus: killed", member.name, member.pid)
+        logger.error("%s (pid %d) does not read the bus: %s; killed", member.name, member.pid, why)
         try:
             signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
         except ProcessLookupError:
             pass
-        return True
 
     def close(self) -> None:
         """Watch nobody any more."""

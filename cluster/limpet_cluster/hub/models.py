@@ -182,6 +182,8 @@ class ClusterDetail(Struct, kw_only=True):
     sessions: dict[str, int]
     counters: dict[str, int]
     """Of the hub of this host."""
+    bus: dict[str, int]
+    """Figures of the bus of this host: messages, bytes, what is kept for repairs."""
     complete: bool
     stale_nodes: list[str] = []
 

@@ -13,7 +13,6 @@ import importlib.metadata
 import logging
 import os
 import re
-import secrets
 import signal
 import socket
 import time
@@ -29,6 +28,7 @@ from limpet_adapters.rundir import RunDirectory, RunDirectoryError, held_slots
 from limpet_cluster.hub.access import read_tokens
 from limpet_cluster.hub.api import Api, ApiContext
 from limpet_cluster.hub.control import HubControl
+from limpet_cluster.hub.forwarder import BEAT_SECONDS, Forwarder
 from limpet_cluster.hub.members import Members
 from limpet_cluster.hub.presence import HubPresence
 
@@ -71,8 +71,11 @@ class HubConfig:
             raise HubConfigError(f"node_number={self.node_number}: expected 0 to 65535")
         if not 1 <= self.buckets <= 65_536:
             raise HubConfigError(f"buckets={self.buckets}: expected 1 to 65536")
-        if not self.stall_after > 0:
-            raise HubConfigError(f"stall_after={self.stall_after}: expected seconds > 0")
+        if not self.stall_after >= 3 * BEAT_SECONDS:
+            raise HubConfigError(
+                f"stall_after={self.stall_after}: expected seconds, at least {3 * BEAT_SECONDS:g} "
+                f"(three beats of the bus)"
+            )
         if self.api_bind is not None:
             parse_bind(self.api_bind)
             if self.api_token_file is None:
@@ -139,15 +142,24 @@ async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
     async with AsyncExitStack() as stack:
         lock = HubLock(directory)
         stack.callback(lock.release)
-        incarnation = secrets.randbits(32)
         control = HubControl(directory.hub)
         members = Members(control, config.node_number)
         stack.callback(members.close)
         presence = HubPresence(control, members, config.node_name, lambda: held_slots(directory))
         stack.callback(presence.close)
 
+        forwarder = Forwarder(
+            directory,
+            control,
+            buckets=config.buckets,
+            stall_after=config.stall_after,
+            on_deaf=members.on_deaf,
+        )
+        stack.push_async_callback(forwarder.close)
+        await forwarder.start()
+
         def checks() -> Mapping[str, bool]:
-            return {}
+            return {"bus": forwarder.open}
 
         api = Api(
             ApiContext(
@@ -155,9 +167,10 @@ async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
                 members=members,
                 node=config.node_name,
                 number=config.node_number,
-                epoch=f"{incarnation:08x}",
+                epoch=f"{forwarder.incarnation:08x}",
                 version=importlib.metadata.version("limpet"),
                 checks=checks,
+                bus=forwarder.stats,
                 started_at=time.time(),
             )
         )
@@ -165,7 +178,7 @@ async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
         await _serve_api(stack, api.application(tokens), directory.api, config.api_bind)
         stack.push_async_callback(control.close)
         await control.start()
-        _calm_collector()
+        stack.callback(_calm_collector())
         ready()
         logger.info("hub of %s is ready", config.node_name)
         await stop.wait()
@@ -211,8 +224,18 @@ def _stopped() -> asyncio.Event:
     return stop
 
 
-def _calm_collector() -> None:
-    """Keep full collections from walking a million entries: nothing here leaves cycles behind."""
+def _calm_collector() -> Callable[[], None]:
+    """Keep full collections from walking a million entries, and return what undoes it.
+
+    Nothing in the index leaves cycles behind, so they would find nothing.
+    """
+    before = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 1_000_000)
+
+    def undo() -> None:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+    return undo
