@@ -99,7 +99,8 @@ class Adapter(ABC):
     def ready(self) -> Joined:
         """Return what to await before the first socket is added to a namespace.
 
-        Then broadcasts to the whole namespace by other workers reach this one.
+        Then broadcasts to the whole namespace by other workers reach this one. Several may
+        await it, so what it wraps is a future and no coroutine.
         """
         return JOINED
 
