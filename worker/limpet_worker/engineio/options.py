@@ -113,12 +113,7 @@ class EngineOptions:
 
     def _check_transports(self) -> None:
         value = self.transports
-        if (
-            not value
-            or isinstance(value, str)
-            or not set(value) <= set(TRANSPORTS)
-            or len(set(value)) != len(value)
-        ):
+        if not value or not set(value) <= set(TRANSPORTS) or len(set(value)) != len(value):
             raise _wrong("transports", value, 'a tuple of "polling" and "websocket"')
 
 

@@ -64,6 +64,7 @@ class FrameParser:
         "_message_first",
         "_need",
         "_partial",
+        "_quick",
         "extension",
         "limit",
         "muted",
@@ -91,6 +92,8 @@ class FrameParser:
         """The fragments so far of a message in several frames; None outside of one."""
         self._message_first = 0
         """First byte of the frame that began ``_message``."""
+        self._quick = self.from_client
+        """Whether a short masked text frame can be read on sight: not inside of a message."""
 
     def on_text(self, payload: bytes) -> None:
         """Take a text message: valid UTF-8."""
@@ -129,7 +132,7 @@ class FrameParser:
             # Nearly every frame: whole, text, unfragmented, masked, shorter than 126 bytes.
             # A shorter header than 6 bytes reads as a frame that is not whole.
             start = at + 6
-            if data[at] == 0x81 and start <= end and self._message is None:
+            if data[at] == 0x81 and start <= end and self._quick:
                 stop = start + data[at + 1] - 0x80
                 if start <= stop <= end and stop - start <= _MAX_CONTROL:
                     payload = apply_mask(data[start:stop], data[at + 2 : start])
@@ -231,10 +234,12 @@ class FrameParser:
         elif opcode in {TEXT, BINARY}:
             self._message = bytearray(payload)
             self._message_first = first
+            self._quick = False
         elif opcode == CONTINUATION and (message := self._message) is not None:
             message += payload
             if first & _FIN:
                 self._message = None
+                self._quick = self.from_client
                 self._deliver(self._message_first, bytes(message))
         elif opcode == PING:
             self.on_ping(payload)
