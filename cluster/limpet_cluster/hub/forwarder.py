@@ -39,7 +39,8 @@ BEAT_SECONDS: Final = 1.0
 STALL_SECONDS: Final = 15.0
 """A worker that has not echoed a beat for so long is deaf."""
 UNREAD_BYTES: Final = 256 * 1024 * 1024
-"""Bytes published since the last beat that a worker echoed; above it the worker is deaf."""
+"""Bytes published between the last beat that a worker echoed and the last it should have; above
+it the worker is deaf."""
 
 Deaf = Callable[[ControlConnection, Hello, str], None]
 """Told once of a worker that does not read the bus: its connection, who it is, and why."""
@@ -288,7 +289,8 @@ class Forwarder:
         for subscriber in list(self._subscribers.values()):
             if subscriber.deaf or not subscriber.present:
                 continue
-            unread = self._bytes - subscriber.heard_bytes
+            # up to the beat before this one: it had a whole beat's time to echo that
+            unread = self._beat_bytes.get(self._beat_number - 1, 0) - subscriber.heard_bytes
             silent = now - subscriber.heard_at
             if unread > self._unread_bytes:
                 why = f"{unread} bytes behind"
@@ -409,7 +411,8 @@ class Forwarder:
         """Say what was sent, let old frames go, look for deaf workers."""
         now = self._loop.time()
         late = now - self._beat_at - self._beat_seconds
-        if late > self._beat_seconds:  # we hung, so nobody could be heard
+        hung = late > self._beat_seconds / 2  # then nobody could be heard
+        if hung:
             for subscriber in self._subscribers.values():
                 subscriber.heard_at += late
         self._beat_at = now
@@ -441,7 +444,8 @@ class Forwarder:
         self._beat_bytes.pop(oldest, None)
 
         self._ring.expire(now)
-        self._find_deaf(now)
+        if not hung:
+            self._find_deaf(now)
         self._take_subscriptions()
 
 

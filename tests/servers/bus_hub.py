@@ -1,0 +1,69 @@
+"""A hub that has the bus alone, for tests: told on stdin what to drop, answers on stdout.
+
+Usage: bus_hub.py RUN_DIRECTORY [OPTIONS_OF_FORWARDER_AS_JSON]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from limpet_adapters import wire
+from limpet_adapters.control import ControlConnection, Hello
+from limpet_adapters.rundir import RunDirectory
+from limpet_cluster.hub.control import HubControl
+from limpet_cluster.hub.forwarder import Forwarder
+
+
+def say(message: object) -> None:
+    print(json.dumps(message), flush=True)
+
+
+class LossyForwarder(Forwarder):
+    """Loses the next broadcasts on their way to the subscribers, when told to."""
+
+    to_drop = 0
+
+    def lose(self, amount: int) -> None:
+        self.to_drop = amount
+        send = self._xpub.send if self._xpub is not None else self._send
+
+        def lossy(frame: bytes, flags: int) -> object:
+            if self.to_drop and frame[3] == wire.BROADCAST:
+                self.to_drop -= 1
+                return None
+            return send(frame, flags)
+
+        self._send = lossy
+
+
+async def main() -> None:
+    rundir = RunDirectory(Path(sys.argv[1]))
+    options: dict[str, Any] = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+    control = HubControl(rundir.hub)
+
+    def deaf(_connection: ControlConnection, hello: Hello, why: str) -> None:
+        say({"deaf": hello.slot, "why": why})
+
+    forwarder = LossyForwarder(rundir, control, on_deaf=deaf, **options)
+    await forwarder.start()
+    await control.start()
+    say({"ready": forwarder.incarnation})
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    while line := await reader.readline():
+        command = json.loads(line)
+        if command["do"] == "drop":
+            forwarder.lose(command["count"])
+        say({"answer": {**forwarder.stats(), "to_drop": forwarder.to_drop}})
+    await control.close()
+    await forwarder.close()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
