@@ -100,8 +100,13 @@ def _raised(name: str, error: BaseException) -> str:
 
 
 def users_traceback(error: BaseException) -> str:
-    """Return a traceback without the lines of limpet and of the import system."""
+    """Return a traceback without the lines of limpet and of the import system.
+
+    Where none of the user's own lines would be left, the fault may be ours: then all are shown.
+    """
     summary = traceback.TracebackException.from_exception(error)
+    if not isinstance(error, SyntaxError) and all(_is_ours(one.filename) for one in summary.stack):
+        return "".join(summary.format()).rstrip()
     pending: list[traceback.TracebackException | None] = [summary]
     while pending:
         part = pending.pop()

@@ -22,6 +22,7 @@ from limpet_balancer.listening import BindError
 from limpet_cluster import logs
 from limpet_cluster.appload import AppError
 from limpet_cluster.config import Common, ConfigError
+from limpet_worker.errors import OptionError
 
 log = logging.getLogger("limpet.child")
 
@@ -29,6 +30,8 @@ PARENT: Final = "LIMPET_PARENT"
 """Environment: pid of the supervisor that this process must not outlive."""
 ROLE: Final = "LIMPET_ROLE"
 """Environment: which role this process has in a cluster; for the application to see."""
+WORKER: Final = "LIMPET_WORKER"
+"""Environment: which worker this is, for example ``worker-0``; for the application to see."""
 LISTENERS: Final = "LISTEN_FDS"
 _PR_SET_NAME: Final = 15
 
@@ -47,6 +50,16 @@ def die_with_parent() -> bool:
     return True
 
 
+_MENDABLE: Final = (
+    AppError,
+    BalancerConfigError,
+    BindError,
+    ConfigError,
+    OptionError,
+    RunDirectoryError,
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Life:
     """Who watches over this process."""
@@ -60,7 +73,7 @@ class Life:
         """Leave an error that a user can mend to the supervisor; without one it goes its way."""
         try:
             yield
-        except (AppError, BindError, BalancerConfigError, ConfigError, RunDirectoryError) as error:
+        except _MENDABLE as error:
             if not self.supervised:
                 raise
             self.notifier.failed(str(error))
@@ -90,6 +103,8 @@ def enter(title: str, common: Common) -> Life:
     logs.set_up(title, common.log_level, common.log_format)
     close_directory_in_forks(common.run_directory)
     os.environ[ROLE] = title.partition("-")[0]
+    if os.environ[ROLE] == "worker":
+        os.environ[WORKER] = title
     return Life(Notifier.from_environment(), supervised)
 
 

@@ -32,6 +32,7 @@ class StartOptions:
     api: str | None = None
     api_token_file: Path | None = None
     buckets: int = 1024
+    linger: float = 10.0
     dev: bool = False
     policy: Policy
 
@@ -91,6 +92,7 @@ def plan(options: StartOptions, listeners: list[socket.socket]) -> Plan:
                     "worker",
                     *common,
                     f"--slot={slot}",
+                    f"--linger={options.linger}",
                     f"--app-dir={options.app_directory}",
                     "--",
                     options.application,

@@ -31,7 +31,7 @@ if __name__ == "__main__":
         if fds:
             sockets = [socket.socket(fileno=3 + number) for number in range(int(fds))]
             note("listens " + " ".join(str(one.getsockname()[1]) for one in sockets))
-        ended = []
+        ended: list[bool] = []
         signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
         if way == "refuse" or (way == "refuse later" and starts):
             notifier.failed("the module is broken\nline 2")

@@ -11,11 +11,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from harness import require
@@ -80,7 +81,7 @@ def until(condition: Callable[[], object], supervised: Supervised, timeout: floa
 
 def gone(pid: int) -> bool:
     try:
-        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
 
@@ -149,12 +150,16 @@ def test_a_killed_child_is_started_again(supervise: Supervise) -> None:
     for name in ("worker-1", "hub", "balancer"):
         before = cluster.pid(name)
         os.kill(before, signal.SIGKILL)
-        until(lambda name=name: cluster.status().get(name, {}).get("restarts") == 1, cluster)
-        until(lambda name=name: cluster.status()[name]["state"] == "ready", cluster)
+        until(partial(_is_back, cluster, name), cluster)
         assert cluster.pid(name) != before
     assert cluster.status()["worker-0"]["restarts"] == 0
     cluster.process.send_signal(signal.SIGINT)
     assert cluster.ended() == 0
+
+
+def _is_back(cluster: Supervised, name: str) -> bool:
+    one = cluster.status().get(name, {})
+    return one.get("restarts") == 1 and one["state"] == "ready"
 
 
 def test_a_crash_loop_backs_off_and_leaves_the_others_alone(supervise: Supervise) -> None:

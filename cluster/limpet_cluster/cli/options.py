@@ -15,6 +15,7 @@ from limpet_balancer.config import ConfigError as BalancerConfigError
 from limpet_balancer.listening import BindError
 from limpet_cluster import config, logs
 from limpet_cluster.appload import BUILT_IN, AppError
+from limpet_worker.errors import OptionError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -46,13 +47,13 @@ class TimedOut(Failure):
 
 
 @contextmanager
-def told(*further: type[Exception]) -> Iterator[None]:
+def told() -> Iterator[None]:
     """Turn the errors that a user can mend into one message and an exit code."""
     try:
         yield
     except (config.ConfigError, BalancerConfigError) as error:
         raise Invalid(str(error)) from None
-    except (BindError, AppError, RunDirectoryError, *further) as error:
+    except (AppError, BindError, OptionError, RunDirectoryError) as error:
         raise Failure(str(error)) from None
 
 
@@ -184,6 +185,19 @@ def buckets(command: F) -> F:
         default=1024,
         show_default=True,
         help="Parts of the bus that rooms are divided into; the same in the whole cluster.",
+    )(command)
+
+
+def linger(command: F) -> F:
+    """Add how long a worker keeps listening to a part of the bus it has no room in any more."""
+    return click.option(
+        "--linger",
+        envvar="LIMPET_LINGER",
+        type=click.FloatRange(0),
+        default=10.0,
+        show_default=True,
+        metavar="SECONDS",
+        help="How long a bus subscription outlives its last room.",
     )(command)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -13,7 +15,13 @@ from limpet_cluster.lifecycle import Policy
 from limpet_cluster.start import StartOptions, start_cluster
 from limpet_cluster.supervisor import StartError
 
-_SECONDS = {"show_default": True, "metavar": "SECONDS"}
+
+@contextmanager
+def _started() -> Iterator[None]:
+    try:
+        yield
+    except StartError as error:
+        raise options.Failure(str(error)) from None
 
 
 @click.command()
@@ -41,26 +49,30 @@ _SECONDS = {"show_default": True, "metavar": "SECONDS"}
 @options.health
 @options.api
 @options.buckets
+@options.linger
 @click.option(
     "--start-timeout",
     type=click.FloatRange(0.1),
     default=60.0,
     help="How long a process may take until it is ready.",
-    **_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
 )
 @click.option(
     "--stop-timeout",
     type=click.FloatRange(0.1),
     default=10.0,
     help="How long a process may take to end before it is killed.",
-    **_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
 )
 @click.option(
     "--stall-after",
     type=click.FloatRange(0),
     default=15.0,
     help="Silence after which a process is replaced; 0 for never.",
-    **_SECONDS,
+    show_default=True,
+    metavar="SECONDS",
 )
 @options.common
 def start(
@@ -75,6 +87,7 @@ def start(
     api: str | None,
     api_token_file: Path | None,
     buckets: int,
+    linger: float,
     start_timeout: float,
     stop_timeout: float,
     stall_after: float,
@@ -94,7 +107,7 @@ def start(
         raise click.UsageError(f"--health-path {health_path!r}: expected a path such as /healthz")
     policy = Policy(start_timeout=start_timeout, stop_timeout=stop_timeout, stall_after=stall_after)
     logs.set_up("supervisor", common.log_level, common.log_format)
-    with options.told(StartError):
+    with options.told(), _started():
         code = start_cluster(
             StartOptions(
                 common=common,
@@ -106,6 +119,7 @@ def start(
                 api=api,
                 api_token_file=api_token_file and api_token_file.absolute(),
                 buckets=buckets,
+                linger=linger,
                 dev=dev,
                 policy=config.development(policy) if dev else policy,
             )
