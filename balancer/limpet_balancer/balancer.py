@@ -47,7 +47,7 @@ from limpet_balancer.head import BadRequestLine, Place, Request, RequestReader
 from limpet_balancer.heads import Failed, WaitingHeads, judge
 from limpet_balancer.listening import Listener, describe, open_listeners
 from limpet_balancer.placing import (
-    ANSWERED_HOPS,
+    HOPS_LIMIT,
     Arrival,
     Kind,
     Placing,
@@ -518,7 +518,7 @@ class Balancer:
             return
         sock = socket.socket(connection.family, socket.SOCK_STREAM, 0, fileno=fd)
         hops = connection.hops + 1
-        final = connection.final or hops >= ANSWERED_HOPS
+        final = connection.final or hops >= HOPS_LIMIT
         arrival = Arrival(sock, connection.family, connection.address, data, hops=hops, final=final)
         channel.incoming.append(arrival)
 

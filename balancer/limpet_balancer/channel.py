@@ -81,9 +81,11 @@ class WorkerChannel:
         "_adopt",
         "_assembler",
         "_closed",
+        "_connected_at",
         "_delay",
         "_draining",
         "_full",
+        "_held",
         "_ledger",
         "_limit",
         "_link",
@@ -129,6 +131,8 @@ class WorkerChannel:
         """Received, but the acknowledgement is not on its way: not ours yet."""
         self._rejected: list[int] = []
         """Numbers of connections that came without a descriptor."""
+        self._held = False
+        """The acknowledgement could not be sent: nothing more is read until it is."""
         self._ledger: Ledger[_Migration] = Ledger()
         self._unsent: deque[_Migration] = deque()
         self._ready = False
@@ -138,6 +142,7 @@ class WorkerChannel:
         """Out of descriptors since the last report."""
         self._closed = True
         self._lost_at = 0.0
+        self._connected_at = 0.0
         self._delay = RECONNECT_FIRST
         self._reconnect_handle: asyncio.TimerHandle | None = None
         self._report_handle: asyncio.TimerHandle | None = None
@@ -264,7 +269,7 @@ class WorkerChannel:
             self._reconnect_handle = self._loop.call_later(self._delay, self._connect)
             self._delay = min(self._delay * 2, RECONNECT_LONGEST)
             return
-        self._delay = RECONNECT_FIRST
+        self._connected_at = time.monotonic()
         self._link = link
         self._assembler = Assembler()
         self._loop.add_reader(link.fd, self._readable)
@@ -360,9 +365,11 @@ class WorkerChannel:
                 link.send(encode_reject(number))
             self._rejected.clear()
             if link.send_now(encode_acknowledge(self._assembler.received)) is Sent.LATER:
-                self._loop.remove_reader(link.fd)  # no more until this batch is ours
+                self._held = True
+                self._loop.remove_reader(link.fd)
                 self._arm()
                 return
+            self._held = False
         taken, self._taken = self._taken, []
         self.adopted += len(taken)
         for each in taken:
@@ -377,6 +384,10 @@ class WorkerChannel:
         logger.info("the balancer has gone")
         self._drop_link()
         now = self._lost_at = time.monotonic()
+        if now - self._connected_at >= RECONNECT_LONGEST:
+            self._delay = RECONNECT_FIRST
+        else:  # it turned us away: no storm of registrations
+            self._delay = min(self._delay * 2, RECONNECT_LONGEST)
         rest = self._ledger.rest()
         for migration in rest:
             migration.until = now + MIGRATION_PATIENCE
@@ -394,6 +405,7 @@ class WorkerChannel:
             each.sock.close()
         self._taken.clear()
         self._rejected.clear()
+        self._held = False
 
     # --- trying again -------------------------------------------------------------------
 
@@ -401,12 +413,15 @@ class WorkerChannel:
         if self._retry_handle is None and not self._closed:
             self._retry_handle = self._loop.call_later(_RETRY, self._retry)
 
+    def _read_again(self) -> None:
+        if not self._held and self._link is not None:
+            self._loop.add_reader(self._link.fd, self._readable)
+
     def _retry(self) -> None:
         self._retry_handle = None
-        if self._taken or self._rejected:
+        if self._held:
             self._confirm()
-            if not self._taken and self._link is not None:
-                self._loop.add_reader(self._link.fd, self._readable)
+            self._read_again()
         if self._link is not None and self._link.flush() is Sent.LATER:
             self._arm()
         self._send_migrations()

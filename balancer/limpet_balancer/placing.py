@@ -20,6 +20,10 @@ from typing import Final, NamedTuple
 from limpet_adapters.identity import WorkerAddress
 from limpet_balancer.handover import Address, Ledger, Parcel, Register
 
+HOPS_LIMIT: Final = 8
+"""A connection sent back more often than this is final: two workers that disagree on who owns a
+session must not pass it around for ever."""
+
 
 class Kind(Enum):
     """What a connection needs."""
@@ -452,13 +456,3 @@ class Placing:
         if any(worker.draining for worker in self.workers.values()):
             return "draining"
         return "no worker" if self._ever_ready and not self.workers else "starting"
-
-    @property
-    def owed(self) -> int:
-        """How many hand-overs are unacknowledged."""
-        return sum(worker.ledger.count for worker in self.workers.values())
-
-
-ANSWERED_HOPS: Final = 8
-"""A connection sent back more often than this is final: two workers that disagree on who owns a
-session must not pass it around for ever."""

@@ -1,0 +1,172 @@
+"""A tiny worker for the balancer's tests: HTTP/1.1 that says who answered, on a WorkerChannel."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import cast
+from urllib.parse import parse_qs, urlsplit
+
+import uvloop
+
+from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
+from limpet_adapters.rundir import RunDirectory, Slot
+from limpet_balancer.channel import WorkerChannel
+from limpet_balancer.handover import Address
+
+
+class Site:
+    """What the connections of this worker share."""
+
+    def __init__(self, options: dict[str, object]) -> None:
+        run = RunDirectory(Path(str(options["run"])))
+        slot = Slot(run, int(str(options["slot"])))
+        self.slot = slot
+        self.address = WorkerAddress(int(str(options["node"])), slot.number, slot.incarnation)
+        self.new_id = IdFactory(self.address)
+        self.sids: set[str] = set()
+        self.tasks: set[asyncio.Task[object]] = set()
+        self.served = 0
+        self.channel = WorkerChannel(
+            run.balancer,
+            self.address,
+            new_worker_id(),
+            self.adopt,
+            lambda: len(self.sids),
+            limit=int(str(options.get("limit", 0))),
+        )
+
+    def adopt(
+        self, sock: socket.socket, data: bytes, address: Address, hops: int, final: bool
+    ) -> None:
+        """Serve a connection that the balancer handed over."""
+        loop = asyncio.get_running_loop()
+        protocol = Connection(self, data, address, hops, final)
+        task = loop.create_task(loop.connect_accepted_socket(lambda: protocol, sock))
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+
+class Connection(asyncio.Protocol):
+    """One client connection; gives back requests that are not for this worker."""
+
+    def __init__(self, site: Site, data: bytes, address: Address, hops: int, final: bool) -> None:
+        self.site = site
+        self.data = data
+        self.address = address
+        self.hops = hops
+        self.final = final
+        self.first = True
+        self.transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's has another base
+        self.data_received(b"")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.transport = None
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        while self.transport is not None and b"\r\n\r\n" in self.data:
+            head, _, rest = self.data.partition(b"\r\n\r\n")
+            lines = head.decode("latin-1").split("\r\n")
+            target = lines[0].split(" ")[1]
+            parts = urlsplit(target)
+            query = parse_qs(parts.query, keep_blank_values=True)
+            sid = query.get("sid", [""])[-1]
+            if parts.path.startswith("/socket.io/") and not self.is_here(sid):
+                self.migrate()
+                return
+            length = 0
+            for line in lines[1:]:
+                if line.lower().startswith("content-length:"):
+                    length = int(line.partition(":")[2])
+            if len(rest) < length:
+                return
+            self.data = rest[length:]
+            self.answer(parts.path, sid, rest[:length])
+            self.first = False
+            self.hops = 0
+            self.final = False
+
+    def is_here(self, sid: str) -> bool:
+        """Say whether this worker answers a request of the Engine.IO path."""
+        if self.final:
+            return True
+        return self.site.channel.owns(sid) if sid else self.first
+
+    def answer(self, path: str, sid: str, body: bytes) -> None:
+        assert self.transport is not None
+        site = self.site
+        status = "200 OK"
+        if path.startswith("/socket.io/"):
+            if not sid:
+                sid = site.new_id()
+                site.sids.add(sid)
+            elif sid not in site.sids:
+                status = "400 Bad Request"
+        site.served += 1
+        content = json.dumps(
+            {
+                "pid": os.getpid(),
+                "slot": site.address.slot,
+                "sid": sid,
+                "final": self.final,
+                "hops": self.hops,
+                "address": self.address,
+                "length": len(body),
+                "digest": hashlib.sha256(body).hexdigest(),
+            }
+        ).encode()
+        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(content)}\r\n\r\n"
+        self.transport.write(head.encode() + content)
+
+    def migrate(self) -> None:
+        """Give the connection back as a front door does: nothing unsent, nothing cut off."""
+        transport = self.transport
+        assert transport is not None
+        transport.pause_reading()
+        if transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(0.001, self.migrate)
+            return
+        original = transport.get_extra_info("socket")
+        sock = socket.socket(fileno=os.dup(original.fileno()))
+        transport.abort()
+        self.transport = None
+        if not self.site.channel.migrate(sock, self.data, self.address, self.hops):
+            sock.close()
+
+
+async def main(options: dict[str, object]) -> None:
+    """Serve until TERM."""
+    site = Site(options)
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGUSR1, site.channel.set_draining)
+    loop.add_signal_handler(signal.SIGUSR2, time.sleep, 0.5)
+    site.channel.start(ready=bool(options.get("ready", True)))
+    while not site.channel.connected and not options.get("alone"):
+        await asyncio.sleep(0.01)
+    print("ready", flush=True)
+    await stop.wait()
+    site.channel.close()
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.argv[1])
+    if given.get("nofile"):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (given["nofile"], given["nofile"]))
+    if given.get("uid"):
+        os.setuid(given["uid"])
+    uvloop.run(main(given))
