@@ -24,8 +24,9 @@ import aiohttp
 
 from limpet_adapters.control import ControlClient, Hello
 from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
+from limpet_adapters.notify import Notifier
 from limpet_adapters.rundir import RunDirectory, Slot
-from limpet_cluster.child import fast_loop
+from limpet_cluster import child
 from limpet_cluster.hub.process import HubConfig, run_hub
 from limpet_worker.presence import WorkerPresence
 
@@ -188,20 +189,36 @@ async def _worker_main(path: Path, slot: int, connections: int) -> int:
     for at in range(connections):
         one.add(f"user-{slot}-{at}", ROOM)
     await one.sync()
-    print("ready", flush=True)
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    print("ready", flush=True)
     await stop.wait()
     one.control.send("bye", None)
     await one.control.close()
     return 0
 
 
+async def _forked_main(path: Path, slot: int, connections: int) -> int:
+    """As a worker, but with a child that has inherited its control connection."""
+    one = await FakeWorker(path, slot).start()
+    for at in range(connections):
+        one.add(f"user-{slot}-{at}", ROOM)
+    await one.sync()
+    if os.fork() == 0:
+        time.sleep(5)
+        os._exit(0)
+    print("ready", flush=True)
+    await asyncio.sleep(60)
+    return 0
+
+
 def _main(arguments: list[str]) -> int:
     if arguments[0] == "hub":
-        with asyncio.Runner(loop_factory=fast_loop) as runner:
-            return runner.run(_hub_main(Path(arguments[1])))
-    slot, connections = map(int, arguments[2:])
+        life = child.Life(Notifier.from_environment(), supervised=False)
+        return child.run(lambda: _hub_main(Path(arguments[1])), life, child.fast_loop)
+    slot, connections = map(int, arguments[2:4])
+    if arguments[4:] == ["forked"]:
+        return asyncio.run(_forked_main(Path(arguments[1]), slot, connections))
     return asyncio.run(_worker_main(Path(arguments[1]), slot, connections))
 
 

@@ -13,7 +13,6 @@ import importlib.metadata
 import logging
 import os
 import re
-import signal
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -126,7 +125,9 @@ class HubLock:
 
 
 async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
-    """Run a hub until TERM, INT or cancellation; return its exit code.
+    """Run a hub until it is cancelled, which is how signals end it (`child.run`).
+
+    Its sockets are removed then, and workers reconnect to the hub that follows.
 
     Args:
         ready: called once workers and API clients can connect.
@@ -138,7 +139,6 @@ async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
     """
     tokens = () if config.api_token_file is None else read_tokens(config.api_token_file)
     directory = RunDirectory(config.run_directory)
-    stop = _stopped()
     async with AsyncExitStack() as stack:
         lock = HubLock(directory)
         stack.callback(lock.release)
@@ -155,6 +155,9 @@ async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
             stall_after=config.stall_after,
             on_deaf=members.on_deaf,
         )
+        for direction in ("in", "out"):
+            address = Path(directory.bus(direction, forwarder.incarnation).removeprefix("ipc://"))
+            stack.callback(address.unlink, missing_ok=True)
         stack.push_async_callback(forwarder.close)
         await forwarder.start()
 
@@ -181,8 +184,10 @@ async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
         stack.callback(_calm_collector())
         ready()
         logger.info("hub of %s is ready", config.node_name)
-        await stop.wait()
-        logger.info("hub of %s ends", config.node_name)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            logger.info("hub of %s ends", config.node_name)
     return 0
 
 
@@ -211,17 +216,6 @@ async def _serve_api(
         for address in runner.addresses:
             if not isinstance(address, str):
                 logger.info("API on http://%s:%d", *address[:2])
-
-
-def _stopped() -> asyncio.Event:
-    """Return an event that TERM or INT sets, where nobody else has taken these signals."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    defaults = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
-    for number, default in defaults.items():
-        if signal.getsignal(number) is default:
-            loop.add_signal_handler(number, stop.set)
-    return stop
 
 
 def _calm_collector() -> Callable[[], None]:
