@@ -251,7 +251,11 @@ class Namespace(Registry):
         presence = self.server.presence_sink
         if presence is not None:
             presence.connected(
-                self.name, socket.id, socket.user_name, socket.transport_name, time.time()
+                self.name,
+                socket.id,
+                socket.id if socket.user is None else socket.user,
+                socket.transport_name,
+                time.time(),
             )
 
     def exit(self, socket: Socket) -> None:

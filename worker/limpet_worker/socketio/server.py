@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, overload
 
-from limpet_adapters.contract import Adapter, BroadcastOptions, Deliver
+from limpet_adapters.contract import Adapter, Deliver
 from limpet_adapters.memory import MemoryAdapter
 from limpet_adapters.packet import EncodedPacket
 from limpet_worker.engineio.options import TRANSPORTS, EngineOptions
 from limpet_worker.engineio.server import EngineServer
 from limpet_worker.errors import OptionError
 from limpet_worker.http.cors import CorsOptions, OriginFunction, Origins
+from limpet_worker.http.site import Site
+from limpet_worker.presence import Presence, PresenceSource
 from limpet_worker.socketio.broadcast import Broadcasting, BroadcastOperator
 from limpet_worker.socketio.client import Client
 from limpet_worker.socketio.errors import NotStarted
@@ -47,7 +49,7 @@ class PresenceSink(Protocol):
     """Where a worker reports who is connected and in which rooms; own rooms are not reported."""
 
     def connected(
-        self, namespace: str, socket_id: str, user: str, transport: str, at: float
+        self, namespace: str, socket_id: str, user: object, transport: str, at: float
     ) -> None:
         """Hear of a new socket; ``at`` is in seconds since 1970, for display."""
 
@@ -61,14 +63,9 @@ class PresenceSink(Protocol):
         """Hear that a socket left a room."""
 
     def changed(
-        self,
-        namespace: str,
-        socket_id: str,
-        *,
-        user: str | None = None,
-        transport: str | None = None,
+        self, namespace: str, socket_id: str, *, user: object = None, transport: str | None = None
     ) -> None:
-        """Hear of a new user or transport of a socket."""
+        """Hear of a new user or transport of a socket; None: unchanged."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -80,29 +77,11 @@ class WorkerContext:
     adapter: Callable[[str, Deliver], Adapter] = MemoryAdapter
     """Makes the adapter of a namespace."""
     presence: PresenceSink | None = None
-    presence_list: Callable[[str, str], Awaitable[Any]] | None = None
-    """Asks the hub who is in a room of a namespace."""
+    """None: nobody wants to know who is there."""
+    presence_source: PresenceSource | None = None
+    """Asks the hub who is where."""
     name: str = "worker"
     """Name of the worker, for display."""
-
-
-class Presence:
-    """Who is where in the whole cluster, as the hub knows it."""
-
-    __slots__ = ("_ask",)
-
-    def __init__(self) -> None:
-        self._ask: Callable[[str, str], Awaitable[Any]] | None = None
-
-    async def list(self, room: str, namespace: str = "/") -> Any:
-        """Return who is in a room: what the presence API answers for its members.
-
-        Raises:
-            NotStarted: the server does not run, or runs without a hub.
-        """
-        if self._ask is None:
-            raise NotStarted("presence is kept by the hub: run the app with `limpet start`")
-        return await self._ask(room, namespace)
 
 
 class Server(Broadcasting):
@@ -228,6 +207,8 @@ class Server(Broadcasting):
         self._hooks = Handlers()
         """Handlers of ``SERVER_EVENTS``, of ``startup`` and of ``shutdown``."""
         self._app: web.Application | None = None
+        self._site: Site | None = None
+        """``app`` while it is served."""
         self._context: WorkerContext | None = None
         """None while the server does not run."""
         self._engine: EngineServer | None = None
@@ -251,9 +232,9 @@ class Server(Broadcasting):
         return self._app
 
     @property
-    def has_app(self) -> bool:
-        """Whether anybody asked for ``app``."""
-        return self._app is not None
+    def path(self) -> str:
+        """Path of the Engine.IO endpoint."""
+        return self.options.path
 
     @property
     def engine(self) -> EngineServer:
@@ -397,7 +378,7 @@ class Server(Broadcasting):
         self._context = context
         self.new_id = context.new_id
         self.presence_sink = context.presence
-        self.presence._ask = context.presence_list  # noqa: SLF001
+        self.presence.source = context.presence_source
         self.worker_name = context.name
         self.tasks = Tasks(loop)
         self._engine = EngineServer(self.options, self._on_session, context.new_id, loop=loop)
@@ -412,6 +393,17 @@ class Server(Broadcasting):
         except BaseException:
             await self.close()
             raise
+
+    async def start_site(self) -> Site | None:
+        """Begin to serve ``app``; returns None when nobody ever asked for one.
+
+        ``close`` ends it.
+        """
+        if self._app is not None and self._site is None:
+            site = Site(self._app)
+            await site.start()
+            self._site = site
+        return self._site
 
     async def close(self, reason: str = "server shutting down", *, grace: float = _GRACE) -> None:
         """Disconnect everybody, without a DISCONNECT packet, so that stock clients come back.
@@ -428,17 +420,24 @@ class Server(Broadcasting):
             self._timer = None
         self._waiting.clear()
         await self.tasks.finish(grace)
+        if self._site is not None:
+            site, self._site = self._site, None
+            await site.close()
         for hook in reversed(self._hooks.by_event.get("shutdown", [])):
             try:
                 await settle(hook.fit(self))
             except Exception as error:  # noqa: BLE001 - the app's
                 hook.failed("shutdown", error)
         self.presence_sink = None
-        self.presence._ask = None  # noqa: SLF001
+        self.presence.source = None
         for namespace in list(self.namespaces.values()):
             await namespace.close()
             if namespace.parent is not None:
                 self._drop(namespace)
+
+    def bus_gap(self, gap: Mapping[str, object]) -> None:
+        """Tell the app that messages of other workers were lost, or may have been."""
+        self.tell("bus_gap", gap)
 
     def tell(self, event: str, what: object) -> None:
         """Call the app's handlers of one of the server's own events."""
@@ -562,12 +561,3 @@ def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise OptionError(f"{name}={value!r}: expected True or False")
     return value
-
-
-__all__ = [
-    "BroadcastOptions",
-    "Presence",
-    "PresenceSink",
-    "Server",
-    "WorkerContext",
-]

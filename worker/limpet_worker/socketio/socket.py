@@ -140,7 +140,7 @@ class Socket(Selecting):
 
     @property
     def user(self) -> Any:
-        """Who the client is, set by the app, mostly in a middleware; presence shows ``str`` of it.
+        """Who the client is, set by the app, mostly in a middleware: a text or a whole number.
 
         None: presence shows the socket's id.
         """
@@ -151,12 +151,7 @@ class Socket(Selecting):
         self._user = user
         presence = self.nsp.server.presence_sink
         if presence is not None and self._state == _CONNECTED:
-            presence.changed(self.nsp.name, self.id, user=self.user_name)
-
-    @property
-    def user_name(self) -> str:
-        """What presence calls the user."""
-        return self.id if self._user is None else str(self._user)
+            presence.changed(self.nsp.name, self.id, user=self.id if user is None else user)
 
     @property
     def transport_name(self) -> str:
