@@ -21,13 +21,11 @@ object. A name may also come with the connection: ``auth: {name: "Ada"}``.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any, Final
 
 from aiohttp import web
 
-from limpet_cluster.child import WORKER
 from limpet_cluster.page import page
 from limpet_worker.presence import PresenceUnavailable
 from limpet_worker.socketio.server import Server
@@ -174,12 +172,11 @@ def _refusal(error: Exception) -> Answer:
 
 async def index(request: web.Request) -> web.Response:
     """Serve the page that says what runs here and how to connect."""
-    options = io.engine.options
     text = page(
         base=str(request.url.origin()),
-        path=options.path,
-        transports=options.transports,
-        worker=os.environ.get(WORKER, ""),
+        path=io.options.path,
+        transports=io.options.transports,
+        worker=io.worker_name,
     )
     return web.Response(
         text=text,

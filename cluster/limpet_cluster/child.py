@@ -30,8 +30,6 @@ PARENT: Final = "LIMPET_PARENT"
 """Environment: pid of the supervisor that this process must not outlive."""
 ROLE: Final = "LIMPET_ROLE"
 """Environment: which role this process has in a cluster; for the application to see."""
-WORKER: Final = "LIMPET_WORKER"
-"""Environment: which worker this is, for example ``worker-0``; for the application to see."""
 LISTENERS: Final = "LISTEN_FDS"
 _PR_SET_NAME: Final = 15
 
@@ -103,8 +101,6 @@ def enter(title: str, common: Common) -> Life:
     logs.set_up(title, common.log_level, common.log_format)
     close_directory_in_forks(common.run_directory)
     os.environ[ROLE] = title.partition("-")[0]
-    if os.environ[ROLE] == "worker":
-        os.environ[WORKER] = title
     return Life(Notifier.from_environment(), supervised)
 
 

@@ -138,7 +138,7 @@ def page(*, base: str, path: str, transports: tuple[str, ...], worker: str) -> s
         base: the address as the browser knows it, for example ``http://localhost:8080``.
         path: the Engine.IO path.
         transports: what clients may connect by.
-        worker: which worker answers; empty where there is only one process.
+        worker: which worker answers.
     """
     interpreter = f"{platform.python_implementation()} {platform.python_version()}"
     return _PAGE.substitute(
@@ -147,5 +147,5 @@ def page(*, base: str, path: str, transports: tuple[str, ...], worker: str) -> s
         version=escape(version()),
         python=escape(interpreter),
         transports=escape(" and ".join(transports)),
-        worker=escape(f"{worker or 'the only process'}, pid {os.getpid()}"),
+        worker=escape(f"worker {worker}, pid {os.getpid()}"),
     )

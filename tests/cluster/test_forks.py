@@ -1,0 +1,95 @@
+"""What a fork of a process keeps, and how long it lives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+pytestmark = pytest.mark.processes
+
+CODE = """
+import os, socket, sys, threading, time
+from pathlib import Path
+from limpet_adapters.forks import close_directory_in_forks, close_in_forks
+
+run = Path(sys.argv[1])
+close_directory_in_forks(run)
+ours = socket.socket(socket.AF_UNIX); ours.bind(str(run / "ours.sock")); ours.listen()
+peer = socket.socket(socket.AF_UNIX); peer.connect(str(run / "ours.sock"))
+accepted, _ = ours.accept()
+client = socket.create_server(("127.0.0.1", 0))
+close_in_forks(lambda: [client.fileno()])
+theirs = socket.create_server(("127.0.0.1", 0))
+pair = socket.socketpair()
+ends = {}
+def open_in_fork():
+    read, write = os.pipe()
+    if os.fork() == 0:
+        try:
+            found = {int(p.name) for p in Path("/dev/fd").iterdir()}
+            named = {"ours": ours, "peer": peer, "accepted": accepted, "client": client,
+                     "theirs": theirs, "left": pair[0], "right": pair[1]}
+            text = " ".join(sorted(n for n, s in named.items() if s.fileno() in found))
+            os.write(write, text.encode())
+            if sys.argv[2] == "stay":
+                time.sleep(600)
+        finally:
+            os._exit(0)
+    return os.read(read, 1000).decode()
+print(open_in_fork(), flush=True)
+thread_result = []
+thread = threading.Thread(target=lambda: thread_result.append(open_in_fork()))
+thread.start(); thread.join()
+time.sleep(0.2)
+print("still open here:", ours.fileno() > 0, client.getsockname()[1] > 0, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def process() -> object:
+    with tempfile.TemporaryDirectory(prefix="limpet-") as run:
+        child = subprocess.Popen(
+            [sys.executable, "-c", CODE, run, "stay"], stdout=subprocess.PIPE, text=True
+        )
+        yield child
+        for one in psutil.Process(child.pid).children() if child.poll() is None else []:
+            one.kill()
+        child.kill()
+        child.wait()
+        assert child.stdout is not None
+        child.stdout.close()
+
+
+def test_a_fork_keeps_the_applications_sockets_and_drops_ours(
+    process: subprocess.Popen[str],
+) -> None:
+    assert process.stdout is not None
+    assert process.stdout.readline().split() == ["left", "right", "theirs"]
+    assert process.stdout.readline() == "still open here: True True\n"
+
+
+def test_a_fork_ends_with_its_parent_but_not_with_the_thread_that_made_it(
+    process: subprocess.Popen[str],
+) -> None:
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.readline()
+    forks = psutil.Process(process.pid).children()
+    assert len(forks) == 2, "the thread's fork outlived the thread"
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 5
+    of_main, of_thread = sorted(forks, key=lambda one: one.pid)
+    while psutil.pid_exists(of_main.pid) and of_main.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(of_thread.pid, 9)
+    assert Path(f"/proc/{os.getpid()}").exists()
