@@ -147,6 +147,7 @@ class Bus:
         self._sub_fd = -1
         self._drain_due = False
         self._push: zmq.Socket[bytes] | None = None  # None until the hub is open
+        self._push_send: Callable[[bytes, int], object] | None = None
         # sending
         self._sending = False
         self._outgoing = Outgoing()
@@ -282,7 +283,7 @@ class Bus:
         self._close_sub()
         if self._push is not None:
             self._push.close(linger=200)
-            self._push = None
+            self._push = self._push_send = None
         context, self._context = self._context, None
         if context is not None:
             await self._loop.run_in_executor(None, context.term)
@@ -359,6 +360,7 @@ class Bus:
             push.setsockopt(zmq.SNDHWM, SEND_HWM)
             push.connect(self._rundir.bus("in", opened.incarnation))
             self._push = push
+            self._push_send = wire.sender(push)
             if opened.late and self._had_life:
                 self._tell_uncertain(0, "late to the hub", always=True)
             self._had_life = True
@@ -390,7 +392,7 @@ class Bus:
     def _close_push(self) -> None:
         if self._push is not None:
             self._push.close(linger=0)
-            self._push = None
+            self._push = self._push_send = None
         self._sending = False
 
     # --- subscriptions -----------------------------------------------------
@@ -590,9 +592,9 @@ class Bus:
     # --- sending -----------------------------------------------------------
 
     def _hand_over(self, topic: bytes, kind: int, payload: bytes) -> bool:
-        push = self._push
+        send = self._push_send
         if (
-            push is None
+            send is None
             or not self._sending
             or self._handed_bytes - self._confirmed_bytes > UNCONFIRMED_BYTES
         ):
@@ -600,7 +602,7 @@ class Bus:
         counter = self._counter + 1
         frame = wire.frame(topic, kind, self.worker_id, counter, payload)
         try:
-            push.send(frame, zmq.NOBLOCK)
+            send(frame, zmq.NOBLOCK)
         except zmq.Again:
             return False
         self._counter = counter

@@ -9,10 +9,11 @@ Payloads are msgpack arrays. Whatever bytes come, decoding raises `WireError` an
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
 import msgspec
+import zmq
 
 from limpet_adapters.buckets import SPACES, TOPIC_SIZE, VERSION
 from limpet_adapters.contract import BroadcastOptions
@@ -65,21 +66,17 @@ class Broadcast(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A packet, encoded once at its origin, and to whom it goes."""
 
     namespace: str
-    rooms: tuple[str, ...]
+    rooms: frozenset[str]
     """Empty for the whole namespace."""
-    except_rooms: tuple[str, ...]
+    except_rooms: frozenset[str]
     flags: int
     text: bytes
     attachments: tuple[bytes, ...]
 
     def options(self) -> BroadcastOptions:
         """Return to whom it goes, as the receiving worker's own adapter takes it."""
-        return BroadcastOptions(
-            frozenset(self.rooms),
-            frozenset(self.except_rooms),
-            local=True,
-            volatile=bool(self.flags & _VOLATILE),
-        )
+        volatile = bool(self.flags & _VOLATILE)
+        return BroadcastOptions(self.rooms, self.except_rooms, local=True, volatile=volatile)
 
     def packet(self) -> EncodedPacket:
         """Return the packet, to be framed here."""
@@ -129,6 +126,14 @@ def header(frame: bytes) -> Header:
     return Header._make(_HEADER.unpack_from(frame))
 
 
+def sender(socket: zmq.Socket[bytes]) -> Callable[[bytes, int], object]:
+    """Return ``send(frame, flags)`` of a socket, without what pyzmq lays over it.
+
+    That layer serves options that a single frame has no use for, at twice the cost of the send.
+    """
+    return super(zmq.Socket, socket).send
+
+
 def sequence_of(frame: bytes) -> int:
     """Return the sequence of a frame that has a whole header."""
     return int.from_bytes(frame[24:32], "big")
@@ -144,8 +149,8 @@ def encode_broadcast(namespace: str, packet: EncodedPacket, options: BroadcastOp
     return _encode(
         (
             namespace,
-            tuple(options.rooms),
-            tuple(options.except_rooms),
+            options.rooms,
+            options.except_rooms,
             _VOLATILE if options.volatile else 0,
             packet.text,
             packet.attachments,

@@ -29,7 +29,9 @@ class LossyForwarder(Forwarder):
 
     def lose(self, amount: int) -> None:
         self.to_drop = amount
-        send = self._xpub.send if self._xpub is not None else self._send
+        if self._xpub is None:
+            return
+        send = wire.sender(self._xpub)
 
         def lossy(frame: bytes, flags: int) -> object:
             if self.to_drop and frame[3] == wire.BROADCAST:

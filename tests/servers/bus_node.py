@@ -148,6 +148,10 @@ class Node:
         received, member.received = member.received, []
         return received
 
+    async def do_count(self, socket: str, count: int) -> int:
+        """Wait until a socket received so many messages, and forget them."""
+        return len(await self.do_received(socket, count, 30))
+
     async def do_numbers(self, socket: str, count: int = 0, within: float = 10.0) -> list[str]:
         """Return the texts alone, without fill."""
         return [str(m[0]).rstrip("x") for m in await self.do_received(socket, count, within)]

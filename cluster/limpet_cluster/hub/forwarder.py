@@ -127,7 +127,7 @@ class Forwarder:
         self._published: dict[bytes, Published] = {}
         self._ring = Ring(ring_bytes, ring_seconds)
         self._changed: list[Published] = []
-        self._counters: dict[bytes, bytes] = {}  # last counter of each origin since the beat
+        self._latest: dict[bytes, bytes] = {}  # last frame of each origin since the beat
         self._messages = 0
         self._bytes = 0  # of all frames sent
         # beats
@@ -163,7 +163,7 @@ class Forwarder:
         xpub.setsockopt(zmq.XPUB_VERBOSE, 1)
         xpub.bind(self._rundir.bus("out", self.incarnation))
         self._xpub = xpub
-        self._send = xpub.send
+        self._send = wire.sender(xpub)
         self._read_with(xpub, self._take_subscriptions)
         self._awaited = set(held_slots(self._rundir))
         now = self._loop.time()
@@ -317,7 +317,7 @@ class Forwarder:
         send = self._send
         add = self._ring.add
         published = self._published
-        counters = self._counters
+        latest = self._latest
         changed = self._changed
         pack = wire.STAMP.pack
         incarnation = self.incarnation
@@ -333,7 +333,7 @@ class Forwarder:
                     topic = self._admit(frame)
                     if topic is None:
                         continue
-                counters[frame[4:12]] = frame[12:20]
+                latest[frame[4:12]] = frame
                 sequence = topic.sequence = topic.sequence + 1
                 if not topic.subscribed:
                     continue
@@ -423,10 +423,9 @@ class Forwarder:
             topic.changed = False
         self._changed.clear()
         confirmed = [
-            (int.from_bytes(origin, "big"), int.from_bytes(counter, "big"))
-            for origin, counter in self._counters.items()
+            (header.origin, header.counter) for header in map(wire.header, self._latest.values())
         ]
-        self._counters.clear()
+        self._latest.clear()
 
         number = self._beat_number = self._beat_number + 1
         payload = wire.encode_beat(number, changed, confirmed)
