@@ -78,7 +78,7 @@ class EngineOptions:
             "soft_seconds",
         ):
             self._check_seconds(name)
-        self._check_transports()
+        object.__setattr__(self, "transports", _transports(self.transports))
         for name, least in (
             ("max_http_buffer_size", 1),
             ("http_compression_threshold", 0),
@@ -111,10 +111,12 @@ class EngineOptions:
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise _wrong(name, value, f"a whole number of at least {least}")
 
-    def _check_transports(self) -> None:
-        value = self.transports
-        if not value or not set(value) <= set(TRANSPORTS) or len(set(value)) != len(value):
-            raise _wrong("transports", value, 'a tuple of "polling" and "websocket"')
+
+def _transports(value: object) -> tuple[str, ...]:
+    names = tuple(value) if isinstance(value, (tuple, list)) else ()
+    if not names or not set(names) <= set(TRANSPORTS) or len(set(names)) != len(names):
+        raise _wrong("transports", value, 'a tuple of "polling" and "websocket"')
+    return names
 
 
 def _wrong(option: str, value: object, expected: str) -> OptionError:
