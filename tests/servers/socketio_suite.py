@@ -13,11 +13,11 @@ from pathlib import Path
 
 import uvloop
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+from limpet_worker.single import serving
 
-from servers.suite_app import io  # noqa: E402 - the path comes first when this is run as a file
+sys.path.insert(0, str(Path(__file__).parent.parent))  # when this is run as a file
 
-from limpet_worker.single import serving  # noqa: E402
+from servers.suite_app import io
 
 
 async def _serve(host: str, port: int) -> None:

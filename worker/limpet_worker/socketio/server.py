@@ -16,7 +16,6 @@ from limpet_worker.engineio.options import TRANSPORTS, EngineOptions
 from limpet_worker.engineio.server import EngineServer
 from limpet_worker.errors import OptionError
 from limpet_worker.http.cors import CorsOptions, OriginFunction, Origins
-from limpet_worker.http.site import Site
 from limpet_worker.presence import Presence, PresenceSource
 from limpet_worker.socketio.broadcast import Broadcasting, BroadcastOperator
 from limpet_worker.socketio.client import Client
@@ -207,8 +206,6 @@ class Server(Broadcasting):
         self._hooks = Handlers()
         """Handlers of ``SERVER_EVENTS``, of ``startup`` and of ``shutdown``."""
         self._app: web.Application | None = None
-        self._site: Site | None = None
-        """``app`` while it is served."""
         self._context: WorkerContext | None = None
         """None while the server does not run."""
         self._engine: EngineServer | None = None
@@ -232,9 +229,9 @@ class Server(Broadcasting):
         return self._app
 
     @property
-    def path(self) -> str:
-        """Path of the Engine.IO endpoint."""
-        return self.options.path
+    def has_app(self) -> bool:
+        """Whether anybody asked for ``app``."""
+        return self._app is not None
 
     @property
     def engine(self) -> EngineServer:
@@ -394,17 +391,6 @@ class Server(Broadcasting):
             await self.close()
             raise
 
-    async def start_site(self) -> Site | None:
-        """Begin to serve ``app``; returns None when nobody ever asked for one.
-
-        ``close`` ends it.
-        """
-        if self._app is not None and self._site is None:
-            site = Site(self._app)
-            await site.start()
-            self._site = site
-        return self._site
-
     async def close(self, reason: str = "server shutting down", *, grace: float = _GRACE) -> None:
         """Disconnect everybody, without a DISCONNECT packet, so that stock clients come back.
 
@@ -420,9 +406,6 @@ class Server(Broadcasting):
             self._timer = None
         self._waiting.clear()
         await self.tasks.finish(grace)
-        if self._site is not None:
-            site, self._site = self._site, None
-            await site.close()
         for hook in reversed(self._hooks.by_event.get("shutdown", [])):
             try:
                 await settle(hook.fit(self))
@@ -435,12 +418,8 @@ class Server(Broadcasting):
             if namespace.parent is not None:
                 self._drop(namespace)
 
-    def bus_gap(self, gap: Mapping[str, object]) -> None:
-        """Tell the app that messages of other workers were lost, or may have been."""
-        self.tell("bus_gap", gap)
-
     def tell(self, event: str, what: object) -> None:
-        """Call the app's handlers of one of the server's own events."""
+        """Call the app's handlers of one of the server's own events: ``SERVER_EVENTS``."""
         for handler in self._hooks.by_event.get(event, ()):
             try:
                 result = handler.fit(what)
