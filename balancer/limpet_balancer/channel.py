@@ -389,6 +389,7 @@ class WorkerChannel:
         else:  # it turned us away: no storm of registrations
             self._delay = min(self._delay * 2, RECONNECT_LONGEST)
         rest = self._ledger.rest()
+        self._ledger = Ledger()  # the next channel counts from 1
         for migration in rest:
             migration.until = now + MIGRATION_PATIENCE
         self._unsent.extendleft(reversed(rest))

@@ -305,10 +305,10 @@ def _decode_connection(message: bytes | memoryview) -> Connection:
     _, number, hops, flags, port, length = _CONNECTION.unpack_from(message)
     start = _CONNECTION.size + length
     code = flags >> _FAMILY_SHIFT
-    if code >= len(_FAMILIES) or len(message) < start or (code == 0 and length):
+    if code >= len(_FAMILIES) or len(message) < start:
         raise HandoverError(f"bad connection header: flags {flags}, host of {length} bytes")
     address: Address = "unix"
-    if code:
+    if length:
         address = (bytes(message[_CONNECTION.size : start]).decode("ascii"), port)
     final = bool(flags & _FINAL)
     continued = bool(flags & _CONTINUED)
