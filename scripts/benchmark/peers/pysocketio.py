@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import os
 import sys
+from importlib import import_module
 from typing import Any
 
-import socketio
-import uvicorn  # type: ignore[import-not-found, unused-ignore]
+# By name at run time: type checkers run where neither need be installed.
+socketio: Any = import_module("socketio")
+uvicorn: Any = import_module("uvicorn")
 
 # Seconds and bytes come from the environment, so that every peer is told the same.
 io: Any = socketio.AsyncServer(
@@ -67,5 +69,6 @@ if __name__ == "__main__":
         log_level="warning",
         access_log=False,
         lifespan="off",
+        timeout_graceful_shutdown=1,
         ws_max_size=int(os.environ.get("BENCH_MAX_MESSAGE", "1000000")),
     )
