@@ -19,6 +19,7 @@ from limpet_worker.websocket.frames import packet_frame
 
 if TYPE_CHECKING:
     from limpet_adapters.packet import EncodedPacket
+    from limpet_worker.engineio.options import EngineOptions
     from limpet_worker.engineio.session import Session
 
 logger = logging.getLogger("limpet.engineio")
@@ -26,7 +27,7 @@ logger = logging.getLogger("limpet.engineio")
 SLOT: Final = 64
 """Bytes that a queued packet weighs besides its own."""
 HEAVY: Final = 65_536
-"""Weight of an outbox that is not left waiting for the end of the turn."""
+"""Bytes that are not left waiting for the end of the turn."""
 
 _COMPACT: Final = 4096
 
@@ -34,11 +35,15 @@ _COMPACT: Final = 4096
 class Flusher:
     """The sessions of a process that have something to write (``engine.flusher``)."""
 
-    __slots__ = ("_bulk_slice", "_call_soon", "_compact_at", "bulk", "hot", "scheduled")
+    __slots__ = ("_bulk_slice", "_call_soon", "_compact_at", "bulk", "heavy", "hot", "scheduled")
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], object], bulk_slice: int) -> None:
+    def __init__(
+        self, call_soon: Callable[[Callable[[], None]], object], options: EngineOptions
+    ) -> None:
         self._call_soon = call_soon
-        self._bulk_slice = bulk_slice
+        self._bulk_slice = options.bulk_slice
+        self.heavy = min(HEAVY, options.soft_limit, options.soft_packets * SLOT)
+        """Weight of an outbox that is flushed at once, or judged when it cannot be."""
         self.hot: list[Session] = []
         """Sessions that a reply or a packet of their own waits for."""
         self.bulk: deque[Session] = deque()
@@ -127,6 +132,7 @@ class Flusher:
         payload = packet.payload  # made when the first polling session is met
         frame_weight = len(frame) + SLOT
         bulk = self.bulk
+        limit = self.heavy
         heavy: list[Session] = []
         for session in sessions:
             if session.wire is not None:
@@ -144,12 +150,12 @@ class Flusher:
             elif isinstance(out, list):
                 out.append(item)
                 session.weight += weight
-                if session.weight > HEAVY:
+                if session.weight > limit:
                     heavy.append(session)
             else:
                 session.out = [out, item]
                 session.weight = len(out) + SLOT + weight
-                if session.weight > HEAVY:
+                if session.weight > limit:
                     heavy.append(session)
         if bulk and not self.scheduled:
             self.schedule()

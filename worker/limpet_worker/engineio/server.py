@@ -51,7 +51,7 @@ class EngineServer:
         """Monotonic seconds."""
         self.sessions: dict[str, Session] = {}
         """By sid; also those that wait for a last poll (``session.closed`` is True then)."""
-        self.flusher = Flusher(self.loop.call_soon, options.bulk_slice)
+        self.flusher = Flusher(self.loop.call_soon, options)
         self.slow: set[Session] = set()
         """Sessions over a soft limit, or about to end for the hard one."""
         self.websockets = 0

@@ -27,7 +27,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from limpet_adapters.counters import count
-from limpet_worker.engineio.flush import HEAVY, SLOT
+from limpet_worker.engineio.flush import SLOT
 from limpet_worker.engineio.payload import (
     BINARY_MESSAGE,
     CLOSE,
@@ -221,7 +221,7 @@ class Session:
             else:
                 self.out = [out, item]
                 self.weight = len(out) + len(item) + 2 * SLOT
-            if self.weight > HEAVY:
+            if self.weight > flusher.heavy:
                 self.press()
             # What lies there may be a broadcast's and wait for its slice: this must not.
             hot = flusher.hot

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from limpet_adapters.counters import count
 from limpet_worker.websocket.frames import (
@@ -58,9 +58,9 @@ class WebSocketConnection(FrameParser):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take the connection (a stream transport)."""
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 # for the type checker
-        self.wire = transport
-        transport.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
+        # uvloop's transports are no subclass of asyncio's: a cast, not a check.
+        wire = self.wire = cast("asyncio.Transport", transport)
+        wire.set_write_buffer_limits(high=HIGH_WATER, low=LOW_WATER)
 
     def data_received(self, data: bytes) -> None:
         """Take the bytes of one read; all frames in them are handled at once."""
