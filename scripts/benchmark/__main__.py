@@ -141,11 +141,13 @@ def _words(text: str) -> list[str]:
 
 def _progress(peer: servers.Peer, scenario: Scenario, outcome: Outcome) -> None:
     shown = ", ".join(f"{value:.2f} {name}" for name, value in report.figures(outcome).items())
-    rate = outcome.operations / (outcome.wall_ns / 1e9) if outcome.wall_ns else 0
-    load = outcome.generator_ns / outcome.wall_ns if outcome.wall_ns else 0
+    pace = ""
+    if outcome.operations:
+        rate = outcome.operations / (outcome.wall_ns / 1e9)
+        pace = f"  ({rate:,.0f}/s, generator {outcome.generator_ns / outcome.wall_ns:.0%})"
     wrong = outcome.findings.describe()
     print(
-        f"{peer.name:12} {scenario.name:16} {shown}  ({rate:,.0f}/s, generator {load:.0%})"
+        f"{peer.name:12} {scenario.name:16} {shown}{pace}"
         + (f"  {wrong}" if wrong else "")
         + ("" if outcome.complete else "  NOT FINISHED")
         + "".join(f"\n{'':30}{note}" for note in outcome.notes),

@@ -118,7 +118,7 @@ def heartbeat(stage: Stage, *, connections: int = 5000) -> None:
     for client in opened:
         client.wire.on_data = receiver(client)
     stage.loop.run_for(1.0)
-    stage.window(stage.pick(10.5, 2.5), lambda: pings)
+    stage.window(stage.pick(10.5, 5.5), lambda: pings)
     outcome = stage.outcome
     outcome.cpu_ns = max(0, outcome.cpu_ns - int(rate * outcome.wall_ns))
     outcome.values["µs per connection and second"] = (

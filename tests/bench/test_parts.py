@@ -34,6 +34,8 @@ print("burnt", flush=True)
 time.sleep(60)
 """
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\n"
+
 
 @pytest.fixture
 def family() -> Iterator[subprocess.Popen[str]]:
@@ -112,8 +114,7 @@ def test_masked_frame_from_a_server_is_refused() -> None:
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", (200, b"ok"), False),
         (b"HTTP/1.1 400 X\r\ncontent-length:0\r\nConnection: close\r\n\r\n", (400, b""), True),
         (
-            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-            b"2\r\nab\r\n1;x\r\nc\r\n0\r\n\r\n",
+            CHUNKED,
             (200, b"abc"),
             False,
         ),
