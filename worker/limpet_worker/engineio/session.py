@@ -449,10 +449,15 @@ class Session:
         if self.wire is not None:
             if last:
                 self.wire.write(b"".join(last))
-        elif polling is not None and polling.responder is not None:
-            polling.answer([*last, CLOSE])
+        elif polling is not None and polling.responder is not None and not last:
+            polling.answer(CLOSE)
         elif polling is not None and not discard:
+            # The close packet comes alone: stock clients act on it before they have handled the
+            # messages of the same payload, and one that was told to leave would come back.
             self._drop_candidate()
+            if polling.responder is not None:
+                polling.answer(last)
+                last = []
             self.out = [*last, CLOSE]
             self.blocked = True
             self.state = STATE_CLOSING
@@ -478,10 +483,14 @@ class Session:
             self._tell(reason)
 
     def last_poll(self) -> bytes:
-        """End a session that was CLOSING; return the payload of its last poll."""
+        """Return what a poll gets of a session that is CLOSING: the last packets, then the end."""
         out = self.out
-        self._forget()
-        return SEPARATOR.join(out) if isinstance(out, list) else CLOSE
+        end = out.index(CLOSE) if isinstance(out, list) else 0
+        if not isinstance(out, list) or not end:
+            self._forget()
+            return CLOSE
+        self.out = [CLOSE]
+        return SEPARATOR.join(out[:end])
 
     def _forget(self) -> None:
         """Let go of everything, so that no cycle of references is left."""
