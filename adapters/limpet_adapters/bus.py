@@ -233,9 +233,12 @@ class Bus:
             logger.debug("a join went on before its subscription was in force")
         finally:
             for topic, future in waiting.items():
-                if not future.done():
+                futures = self._barriers.get(topic, [])
+                if future in futures:  # not confirmed
                     future.cancel()
-                    self._barriers[topic].remove(future)
+                    futures.remove(future)
+                    if not futures:
+                        del self._barriers[topic]
 
     def publish(self, topic: bytes, kind: int, payload: bytes) -> None:
         """Send a message to all workers that read a topic; never blocks."""
@@ -329,6 +332,7 @@ class Bus:
         sub = self._context.socket(zmq.SUB)
         sub.setsockopt(zmq.LINGER, 0)
         sub.setsockopt(zmq.RCVHWM, RECEIVE_HWM)
+        sub.setsockopt(zmq.SNDHWM, 0)  # else the 1,001st subscription in a row is lost in silence
         sub.setsockopt(zmq.MAXMSGSIZE, wire.MESSAGE_LIMIT)
         sub.connect(self._rundir.bus("out", incarnation))
         self._sub = sub

@@ -153,8 +153,7 @@ class Forwarder:
 
     async def start(self) -> None:
         """Bind XPUB, remove what earlier hubs left, and wait for the workers to come back."""
-        for path in self._rundir.path.glob("bus-*"):
-            path.unlink(missing_ok=True)
+        self._remove_files("bus-*")
         self._context = zmq.Context()
         xpub = self._context.socket(zmq.XPUB)
         xpub.setsockopt(zmq.LINGER, 0)
@@ -173,7 +172,7 @@ class Forwarder:
         self._open_if_complete()
 
     async def close(self) -> None:
-        """Leave: unbind the sockets; what subscribers have not read is dropped."""
+        """Leave: unbind and remove the sockets; what subscribers have not read is dropped."""
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()
@@ -189,6 +188,11 @@ class Forwarder:
         context, self._context = self._context, None
         if context is not None:
             await self._loop.run_in_executor(None, context.term)
+            self._remove_files(f"bus-*-{self.incarnation:08x}")
+
+    def _remove_files(self, pattern: str) -> None:
+        for path in self._rundir.path.glob(pattern):
+            path.unlink(missing_ok=True)
 
     def stats(self) -> dict[str, int]:
         """Return the figures of the bus, for the operator."""
