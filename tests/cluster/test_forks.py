@@ -33,10 +33,15 @@ def open_in_fork():
     read, write = os.pipe()
     if os.fork() == 0:
         try:
-            found = {int(p.name) for p in Path("/dev/fd").iterdir()}
+            def is_open(fd):
+                try:
+                    os.fstat(fd)
+                except OSError:
+                    return False
+                return True
             named = {"ours": ours, "peer": peer, "accepted": accepted, "client": client,
                      "theirs": theirs, "left": pair[0], "right": pair[1]}
-            text = " ".join(sorted(n for n, s in named.items() if s.fileno() in found))
+            text = " ".join(sorted(n for n, s in named.items() if is_open(s.fileno())))
             os.write(write, text.encode())
             if sys.argv[2] == "stay":
                 time.sleep(600)
