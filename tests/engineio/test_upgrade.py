@@ -206,12 +206,37 @@ def test_a_session_that_ends_takes_its_candidate_along(rig: Rig, probed: bool) -
             session.fail("ping timeout")
         else:
             session.close()
+        if probed and end != "fail":  # the client has left polling: it hears of it here
+            assert transport.take() == []
+            transport.receive("5", "4late")
         assert transport.take() == [("close", 1005)]
         if poll is not None:
             assert poll.payload == (b"6" if probed else b"1")
         transport.receive("5", "4late")
         assert len(rig.sink(session).events) == 1
         assert transport.writes == []
+
+
+def test_the_last_packets_of_a_session_closed_while_it_upgrades(rig: Rig) -> None:
+    session = rig.polling()
+    transport = rig.candidate(session, "2probe")
+    session.send("last")
+    session.close()
+    assert transport.take() == ["3probe"]
+    transport.receive("5")
+    assert transport.take() == ["4last", ("close", 1005)]
+    assert rig.engine.sessions == {}
+
+
+def test_a_session_closed_while_it_upgrades_whose_candidate_fails(rig: Rig) -> None:
+    session = rig.polling()
+    transport = rig.candidate(session, "2probe")
+    session.send("last")
+    session.close()
+    transport.lose()
+    assert rig.poll(session).payload == b"4last"
+    assert rig.poll(session).payload == b"1"
+    assert rig.engine.sessions == {}
 
 
 def test_the_sink_closes_on_upgrade(rig: Rig) -> None:

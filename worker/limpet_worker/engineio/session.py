@@ -386,14 +386,19 @@ class Session:
         """Take a packet that came on the candidate."""
         if candidate is not self.candidate:
             return
-        if packet == PROBE:
+        if packet == PROBE and self.state <= STATE_UPGRADING:
             candidate.answer_probe()
             self.state = STATE_UPGRADING
             # The client waits for its open poll to end before it goes on: end it now.
             if self.polling is not None:
                 self.polling.release()
-        elif packet == UPGRADE:
+        elif packet == UPGRADE and self.state <= STATE_UPGRADING:
             self._upgrade(candidate)
+        elif packet == UPGRADE:
+            out = self.out
+            if isinstance(out, list) and out[0] != CLOSE and candidate.wire is not None:
+                candidate.wire.write(frames_of(SEPARATOR.join(out[: out.index(CLOSE)])))
+            self._forget()
         else:
             count("limpet_upgrades_failed_total", reason="unexpected packet")
             self.candidate_lost(candidate)
@@ -403,7 +408,8 @@ class Session:
         """Go on by polling: the WebSocket that wanted to take over has failed."""
         if candidate is self.candidate:
             self.candidate = None
-            self.state = STATE_OPEN
+            if self.state == STATE_UPGRADING:
+                self.state = STATE_OPEN
 
     def _upgrade(self, candidate: WebSocket) -> None:
         polling = self.polling
@@ -454,7 +460,8 @@ class Session:
         elif polling is not None and not discard:
             # The close packet comes alone: stock clients act on it before they have handled the
             # messages of the same payload, and one that was told to leave would come back.
-            self._drop_candidate()
+            if self.state != STATE_UPGRADING:
+                self._drop_candidate()  # one that has probed fetches the rest: polls are over
             if polling.responder is not None:
                 polling.answer(last)
                 last = []
