@@ -64,13 +64,14 @@ async def test_uninterested_workers_are_not_sent_to() -> None:
             assert await node.do("received", socket=socket, within=0) == []
 
 
-async def join_then_broadcast(rounds: int) -> None:
+async def join_then_broadcast(rounds: int, lag: float, wait: bool = True) -> None:
     async with host(2, buckets=65_536, linger=0) as running:
         a, b = running.nodes
         socket = await a.do("add")
+        await running.hub.tell("lag", seconds=lag)
         for number in range(rounds):
             room = f"room {number}"
-            await a.do("join", socket=socket, rooms=[room])
+            await a.do("join", socket=socket, rooms=[room], wait=wait)
             await b.do("emit", text=str(number), rooms=[room])
             if number % 10 == 9:
                 await asyncio.gather(
@@ -79,19 +80,21 @@ async def join_then_broadcast(rounds: int) -> None:
                         for n in range(number - 40, number - 30)
                     )
                 )
-        numbers = await a.do("numbers", socket=socket, count=rounds)
+        numbers = await a.do("numbers", socket=socket, count=rounds, within=1)
         assert numbers == [str(number) for number in range(rounds)]
         assert (await a.do("stats"))["gaps"] == 0
 
 
 async def test_a_join_that_was_awaited_is_in_force_on_every_worker() -> None:
-    await join_then_broadcast(300)
+    await join_then_broadcast(300, lag=0.003)
+    with pytest.raises(AssertionError):  # else the test above would show nothing
+        await join_then_broadcast(5, lag=0.05, wait=False)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_ten_thousand_joins() -> None:
-    await join_then_broadcast(10_000)
+    await join_then_broadcast(10_000, lag=0.0)
 
 
 async def test_lost_frames_are_repaired_in_order() -> None:

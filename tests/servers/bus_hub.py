@@ -26,6 +26,20 @@ class LossyForwarder(Forwarder):
     """Loses the next broadcasts on their way to the subscribers, when told to."""
 
     to_drop = 0
+    lag = 0.0
+    lagging = False
+
+    def _take_subscriptions(self) -> None:
+        """Subscriptions may be made to take effect late."""
+        if not self.lag:
+            super()._take_subscriptions()
+        elif not self.lagging:
+            self.lagging = True
+            self._loop.call_later(self.lag, self.take_late)
+
+    def take_late(self) -> None:
+        self.lagging = False
+        super()._take_subscriptions()
 
     def lose(self, amount: int) -> None:
         self.to_drop = amount
@@ -62,6 +76,8 @@ async def main() -> None:
         command = json.loads(line)
         if command["do"] == "drop":
             forwarder.lose(command["count"])
+        elif command["do"] == "lag":
+            forwarder.lag = command["seconds"]
         say({"answer": {**forwarder.stats(), "to_drop": forwarder.to_drop}})
     await control.close()
     await forwarder.close()
