@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 from typing import TYPE_CHECKING, Final, TypeAlias, cast
+from urllib.parse import unquote
 
 from limpet_adapters.counters import count
 from limpet_adapters.identity import address_of, redact
@@ -190,7 +191,7 @@ class FrontDoor(Connection):
         request = HandshakeRequest(
             method=head.method.decode("ascii"),
             target=head.target,
-            path=head.path,
+            path=unquote(head.path),
             query=query,
             headers=Headers(head.headers),
             address=self._client_address(),
