@@ -367,6 +367,27 @@ def test_a_dead_worker_is_hidden_at_once_and_its_successor_is_not_concerned() ->
     assert not index.receive(1, Batch(9, BEGIN | END, []))
 
 
+def test_what_belongs_to_an_earlier_generation_is_ignored() -> None:
+    index = PresenceIndex()
+    assert index.register(1, home(1))
+    assert index.receive(1, Batch(1, BEGIN | END, []))
+    assert index.receive(1, Batch(2, BEGIN | END, []))
+    late = Connected("s1", "/", "ann", "polling", 1.0, {"r": 1.0})
+    index.receive(1, Batch(1, DELTA, [late]))
+    index.receive(1, Batch(1, BEGIN, [late]))
+    assert not index.receive(1, Batch(1, END, [late]))
+    assert not index.receive(1, Batch(3, DELTA, [late]))  # its beginning never came
+    assert index.occupancy(index.room("/", "r")) == (0, 0)
+    # nor does a generation that was overtaken while it arrived ever come to light
+    index.receive(1, Batch(4, BEGIN, [late]))
+    index.receive(1, Batch(5, BEGIN, []))
+    assert not index.receive(1, Batch(4, END, [late]))
+    assert index.receive(1, Batch(5, END, []))
+    assert index.occupancy(index.room("/", "r")) == (0, 0)
+    assert not index.sweep(100)
+    assert index.namespaces == {}
+
+
 def test_tombstones_are_bounded() -> None:
     index = PresenceIndex()
     for worker_id in range(1, TOMBSTONES + 10):

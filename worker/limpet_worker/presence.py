@@ -271,7 +271,7 @@ class WorkerPresence(_Reports):
         untold, connection = self._untold, self._connection
         if untold is None or connection is None or generation != self._generation:
             return
-        self.flush()  # what was said of a socket before must not come after what is said now
+        self.flush()  # else what is older would come after what is told now
         ops: list[Op] = []
         size = 0
         while untold and size < BATCH_BYTES and len(ops) < _BATCH_OPS:
