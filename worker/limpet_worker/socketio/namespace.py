@@ -82,6 +82,10 @@ class Registry(Broadcasting):
         """
         return self._register(event, handler, once=False, ordered=ordered)
 
+    @overload
+    def once(self, event: str, handler: F) -> F: ...
+    @overload
+    def once(self, event: str, handler: None = None) -> Callable[[F], F]: ...
     def once(self, event: str, handler: Callable[..., Any] | None = None) -> Any:
         """Register a handler for one call."""
         return self._register(event, handler, once=True, ordered=None)
@@ -273,7 +277,7 @@ class Namespace(Registry):
         """Put a connected socket into rooms."""
         presence = self.server.presence_sink
         if presence is not None:
-            for room in rooms:
+            for room in dict.fromkeys(rooms):
                 if room != socket.id and room not in socket.joined:
                     presence.joined(self.name, socket.id, room)
         return self.adapter.join(socket, rooms)

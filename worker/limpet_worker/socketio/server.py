@@ -294,6 +294,10 @@ class Server(Broadcasting):
             return self._hook(event, handler)
         return self._root._register(event, handler, once=False, ordered=ordered)  # noqa: SLF001
 
+    @overload
+    def once(self, event: str, handler: F) -> F: ...
+    @overload
+    def once(self, event: str, handler: None = None) -> Callable[[F], F]: ...
     def once(self, event: str, handler: Callable[..., Any] | None = None) -> Any:
         """Register a handler of the namespace ``/`` for one call."""
         return self._root.once(event, handler)

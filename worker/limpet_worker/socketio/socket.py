@@ -371,6 +371,10 @@ class Socket(Selecting):
         """
         return self._listen(event, handler, once=False, ordered=ordered)
 
+    @overload
+    def once(self, event: str, handler: F) -> F: ...
+    @overload
+    def once(self, event: str, handler: None = None) -> Callable[[F], F]: ...
     def once(self, event: str, handler: Callable[..., Any] | None = None) -> Any:
         """Listen to an event of this socket, for one time."""
         return self._listen(event, handler, once=True, ordered=None)
