@@ -208,6 +208,8 @@ async def test_pages_follow_their_links(view: str) -> None:
         "a+b&c=d",
         ":",
         "..a",
+        ".",
+        "..",
         "a;b",
         "\t",
     ],

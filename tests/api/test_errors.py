@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import re
 import socket
@@ -171,7 +172,32 @@ async def test_readiness_tells_what_is_missing(monkeypatch: pytest.MonkeyPatch) 
         assert (await api("/v1/rooms/r")).body["complete"] is False
 
 
-@settings(max_examples=80, deadline=None)
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"nonsense\r\n\r\n",
+        b"GET /v1/rooms HTTP/1.1\r\nBad Header\r\n\r\n",
+        b"GET /v1/rooms HTTP/9.9\r\n\r\n",
+        b"GET /v1/rooms HTTP/1.1\r\nContent-Length: x\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http(data: bytes) -> None:
+    async with setting() as (_, path):
+        reader, writer = await asyncio.open_unix_connection(str(path / "api.sock"))
+        writer.write(data)
+        answer = await asyncio.wait_for(reader.read(), 5)
+        writer.close()
+        await writer.wait_closed()
+        head, _, body = answer.partition(b"\r\n\r\n")
+        assert head.startswith((b"HTTP/1.1 400 ", b"HTTP/1.0 400 "))
+        assert b"\r\nContent-Type: application/problem+json\r\n" in head
+        assert json.loads(body)["type"] == "urn:limpet:problem:bad-request"
+        assert json.loads(body)["detail"]
+
+
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_any_target_gets_json(data: st.DataObject) -> None:
     """Whatever the path and query: a document or a problem document, never a 500."""

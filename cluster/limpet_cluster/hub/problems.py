@@ -11,6 +11,7 @@ from typing import Final
 
 import msgspec
 from aiohttp import web
+from aiohttp.web_protocol import RequestHandler
 from msgspec import UNSET, Struct, UnsetType
 
 logger = logging.getLogger("limpet.api")
@@ -119,6 +120,50 @@ async def problems(request: web.Request, handler: Handler) -> web.StreamResponse
             "%s %s failed (%s)", request.method, request.path, response.headers["X-Request-Id"]
         )
         return response
+
+
+class ProblemProtocol(RequestHandler):
+    """aiohttp's connection, but what is no HTTP at all is refused with a problem document too."""
+
+    __slots__ = ()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """Answer a request that did not reach the application; the connection ends then.
+
+        Raises:
+            ConnectionError: an answer has begun already.
+        """
+        if request.writer.output_size > 0:
+            raise ConnectionError("the answer has begun already") from exc
+        if status >= 500:
+            logger.error("request failed", exc_info=exc)
+            problem = Problem("internal-error", "see the hub's log")
+        else:
+            logger.debug("bad request: %s", message)
+            problem = Problem("bad-request", (message or "not understood").strip()[:500])
+        response = problem.response(request, status)
+        response.force_close()
+        return response
+
+
+class ProblemServer(web.Server):
+    """aiohttp's server with `ProblemProtocol` for its connections.
+
+    aiohttp has no option for that; ``runner.server.__class__`` is set to this one, which changes
+    the class of each new connection likewise.
+    """
+
+    def __call__(self) -> RequestHandler:
+        """Return the protocol of a new connection."""
+        protocol = super().__call__()
+        protocol.__class__ = ProblemProtocol
+        return protocol
 
 
 def _of_http(request: web.Request, error: web.HTTPException) -> Problem:

@@ -30,6 +30,7 @@ from limpet_cluster.hub.control import HubControl
 from limpet_cluster.hub.forwarder import BEAT_SECONDS, Forwarder
 from limpet_cluster.hub.members import Members
 from limpet_cluster.hub.presence import HubPresence
+from limpet_cluster.hub.problems import ProblemServer
 
 logger = logging.getLogger("limpet.hub")
 
@@ -203,6 +204,8 @@ async def _serve_api(
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
+    if runner.server is not None:
+        runner.server.__class__ = ProblemServer
     stack.callback(path.unlink, missing_ok=True)
     mask = os.umask(0o177)
     try:
