@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import socket
@@ -68,10 +69,21 @@ def worker_count(text: str) -> int:
         ConfigError: it is neither ``auto`` nor 1 to 256.
     """
     if text == "auto":
-        return min(MOST_WORKERS, max(1, len(os.sched_getaffinity(0))))
+        return min(MOST_WORKERS, processors())
     if text.isdecimal() and 1 <= int(text) <= MOST_WORKERS:
         return int(text)
     raise ConfigError(f"--workers {text}: expected 1 to {MOST_WORKERS}, or auto")
+
+
+def processors(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many processors this process may use: its affinity, and a container's limit."""
+    count = len(os.sched_getaffinity(0))
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        count = min(count, math.ceil(int(quota) / int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no limit
+        pass
+    return max(1, count)
 
 
 def find_run_directory(

@@ -43,6 +43,19 @@ def start(place: Path) -> Run:
     return start
 
 
+@pytest.fixture
+def role(place: Path) -> Run:
+    """Return ``role(*arguments)``: runs one process of a cluster until it ends."""
+
+    def role(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "limpet", name, f"--run-dir={place / 'run'}", *arguments],
+            cwd=place, capture_output=True, text=True, timeout=30, check=False,
+        )  # fmt: skip
+
+    return role
+
+
 def invoke(*arguments: str) -> Result:
     return CliRunner().invoke(limpet, arguments)
 
@@ -60,6 +73,8 @@ def invoke(*arguments: str) -> Result:
         (["start", "--bind", "8080"], "bind '8080': expected HOST:PORT"),
         (["start", "--bind", "[::1]:99999"], "bind '[::1]:99999': expected HOST:PORT"),
         (["start", "--health-path", "healthz"], "--health-path 'healthz': expected a path"),
+        (["start", "--api", "9090"], "bind '9090': expected HOST:PORT"),
+        (["start", "--api", "127.0.0.1:9090"], "--api needs --api-token-file"),
         (["start", "--path", "/"], "--path '/': expected a path such as /socket.io/"),
         (["start", "--name", "../x"], "--name '../x': expected 1 to 32 letters"),
         (["start", "--stall-after", "-1"], "-1.0 is not in the range"),
@@ -138,10 +153,13 @@ def test_a_broken_module_is_shown_once_with_its_own_lines(start: Run, place: Pat
     assert result.stderr.count("Traceback") == 1
 
 
+# A worker by itself, as systemd runs it, says the same on stderr.
+
+
 @pytest.mark.processes
-def test_a_missing_attribute_is_one_message(start: Run, place: Path) -> None:
+def test_a_missing_attribute_is_one_message(role: Run, place: Path) -> None:
     (place / "app.py").write_text("import limpet\nserver = limpet.Server()\n")
-    result = start("app:io")
+    result = role("worker", "--slot=0", "app:io")
     assert result.returncode == 1
     assert _error(result.stderr) == (
         "limpet: module 'app' has no attribute 'io'; did you mean app:server?\n"
@@ -149,9 +167,9 @@ def test_a_missing_attribute_is_one_message(start: Run, place: Path) -> None:
 
 
 @pytest.mark.processes
-def test_a_wrong_option_of_the_server_is_shown_at_the_users_line(start: Run, place: Path) -> None:
+def test_a_wrong_option_of_the_server_is_shown_at_the_users_line(role: Run, place: Path) -> None:
     (place / "app.py").write_text("import limpet\n\nio = limpet.Server(ping_interval=-1)\n")
-    result = start("app:io")
+    result = role("worker", "--slot=0", "app:io")
     assert result.returncode == 1
     error = _error(result.stderr)
     assert 'app.py", line 3' in error
@@ -160,9 +178,9 @@ def test_a_wrong_option_of_the_server_is_shown_at_the_users_line(start: Run, pla
 
 
 @pytest.mark.processes
-def test_another_path_than_the_balancers_is_one_message(start: Run, place: Path) -> None:
+def test_another_path_than_the_balancers_is_one_message(role: Run, place: Path) -> None:
     (place / "app.py").write_text("import limpet\n\nio = limpet.Server(path='/ws/')\n")
-    result = start("app:io")
+    result = role("worker", "--slot=0", "app:io")
     assert result.returncode == 1
     assert re.match(r"limpet: path='/ws/': .*--path '?/socket.io/", _error(result.stderr))
     assert "Traceback" not in result.stderr
@@ -182,9 +200,9 @@ def test_a_startup_hook_that_fails_ends_the_start(start: Run, place: Path) -> No
 
 
 @pytest.mark.processes
-def test_a_token_file_that_is_missing_is_one_message(start: Run, place: Path) -> None:
-    result = start("--api=127.0.0.1:0", f"--api-token-file={place}/none")
-    assert result.returncode == 1
+def test_a_token_file_that_is_missing_is_one_message(role: Run, place: Path) -> None:
+    result = role("hub", "--api=127.0.0.1:0", f"--api-token-file={place}/none")
+    assert result.returncode == 3
     assert "api_token_file=" in _error(result.stderr)
     assert "Traceback" not in result.stderr
 
@@ -252,7 +270,15 @@ def test_the_run_directory_is_found_where_the_options_and_the_environment_say() 
 
 def test_worker_counts() -> None:
     assert config.worker_count("3") == 3
-    assert config.worker_count("auto") == len(os.sched_getaffinity(0))
+    assert 1 <= config.worker_count("auto") <= len(os.sched_getaffinity(0))
+
+
+def test_a_containers_limit_counts(place: Path) -> None:
+    everything = len(os.sched_getaffinity(0))
+    assert config.processors(place) == everything
+    for limit, most in {"max 100000": 999, "50000 100000": 1, "150000 100000": 2}.items():
+        (place / "cpu.max").write_text(f"{limit}\n")
+        assert config.processors(place) == min(everything, most)
 
 
 def test_the_number_of_a_host_comes_from_its_name_unless_it_is_given() -> None:

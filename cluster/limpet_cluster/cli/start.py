@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -96,13 +97,21 @@ def start(
 
     Without an application it serves a small chat.
     """
+    if sys.platform != "linux":
+        raise options.Failure(
+            "a cluster needs Linux; limpet.run(io) in the application serves it in one process"
+        )
     try:
         appload.parse(application)
         count = config.worker_count(workers)
         for address in bind:
             parse_address(address)
+        if api is not None:
+            parse_address(api)
     except (appload.AppError, BindError, config.ConfigError) as error:
         raise click.UsageError(str(error)) from None
+    if api is not None and api_token_file is None:
+        raise click.UsageError("--api needs --api-token-file: TCP lets anybody connect")
     if health_path and not health_path.startswith("/"):
         raise click.UsageError(f"--health-path {health_path!r}: expected a path such as /healthz")
     policy = Policy(start_timeout=start_timeout, stop_timeout=stop_timeout, stall_after=stall_after)
