@@ -1,0 +1,174 @@
+"""The ZeroMQ adapter across real processes: the broadcast titles of the official cluster adapter,
+and what only a bus can get wrong."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from bus_processes import Child, Host, host
+
+pytestmark = [pytest.mark.processes, pytest.mark.asyncio(loop_scope="module")]
+
+
+class Cluster:
+    """Three nodes with one socket each in ``/``; the third also has one in ``/custom``."""
+
+    def __init__(self, running: Host, sockets: list[str], custom: str) -> None:
+        self.host = running
+        self.nodes: list[Child] = list(running.nodes)
+        self.sockets = sockets
+        self.custom = custom
+
+    async def join(self, number: int, *rooms: str) -> None:
+        await self.nodes[number].do("join", socket=self.sockets[number], rooms=list(rooms))
+
+    async def emit(self, number: int, text: str | list[str], **options: Any) -> None:
+        await self.nodes[number].do("emit", text=text, **options)
+
+    async def received(self) -> list[list[str]]:
+        """Return what each socket received, after all that was emitted before arrived."""
+        for number in range(3):
+            await self.emit(number, f"end {number}", rooms=["never", *self.sockets])
+        got: list[list[str]] = []
+        for node, socket in zip(self.nodes, self.sockets, strict=True):
+            texts: list[str] = []
+            async with asyncio.timeout(10):
+                while sum(text.startswith("end") for text in texts) < 3:
+                    texts += await node.do("numbers", socket=socket, count=1)
+            got.append([text for text in texts if not text.startswith("end")])
+        return got
+
+    async def custom_received(self) -> list[str]:
+        texts: list[str] = await self.nodes[2].do("numbers", socket=self.custom, within=0)
+        return texts
+
+
+@asynccontextmanager
+async def cluster(**options: Any) -> AsyncIterator[Cluster]:
+    async with host(3, **options) as running:
+        sockets = [await node.do("add") for node in running.nodes]
+        custom = await running.nodes[2].do("add", namespace="/custom")
+        yield Cluster(running, sockets, custom)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared() -> AsyncIterator[Cluster]:
+    """A cluster for tests that kill nothing and use rooms of their own."""
+    async with cluster(linger=0) as c:
+        yield c
+
+
+@pytest.mark.parametrize("buckets", [1, 65_536])
+async def test_the_broadcast_titles(buckets: int) -> None:
+    async with cluster(buckets=buckets, linger=0) as c:
+        # broadcasts to all clients
+        await c.emit(0, "all")
+        assert await c.received() == [["all"]] * 3
+        assert await c.custom_received() == []
+        # broadcasts to all clients in a namespace
+        await c.emit(0, "custom", namespace="/custom")
+        assert await c.nodes[2].do("numbers", socket=c.custom, count=1) == ["custom"]
+        assert await c.received() == [[]] * 3
+        # broadcasts to all clients in a room
+        await c.join(1, "room1")
+        await c.emit(0, "room", rooms=["room1"])
+        assert await c.received() == [[], ["room"], []]
+        # broadcasts to all clients except in room
+        await c.join(2, "room2")
+        await c.emit(0, "except", except_rooms=["room1"])
+        assert await c.received() == [["except"], [], ["except"]]
+        await c.emit(1, "both", rooms=["room1", "room2"], except_rooms=["room2", "other"])
+        assert await c.received() == [[], ["both"], []]
+        # broadcasts to local clients only
+        await c.emit(0, "local", local=True)
+        assert await c.received() == [["local"], [], []]
+
+
+async def test_local_clients_are_served_when_the_bus_is_gone() -> None:
+    async with cluster() as c:
+        await c.join(0, "room")
+        await c.host.hub.kill()
+        await c.emit(0, "still here", rooms=["room"])
+        assert await c.nodes[0].do("numbers", socket=c.sockets[0], count=1) == ["still here"]
+
+
+async def test_each_socket_receives_once(shared: Cluster) -> None:
+    c = shared
+    for number in range(3):
+        await c.join(number, "a", "b", f"own {number}")
+    await c.emit(0, "once", rooms=["a", "b", "own 1", c.sockets[2], "nobody's"])
+    assert await c.received() == [["once"]] * 3
+    await c.emit(1, "not you", rooms=["a", "b"], except_rooms=[c.sockets[1], c.sockets[0]])
+    assert await c.received() == [[], [], ["not you"]]
+
+
+async def test_a_socket_id_is_reached_wherever_it_is(shared: Cluster) -> None:
+    c = shared
+    for number in range(3):
+        for other in range(3):
+            await c.emit(number, f"{number}→{other}", rooms=[c.sockets[other]])
+    got = await c.received()
+    assert [sorted(texts) for texts in got] == [
+        [f"{number}→{other}" for number in range(3)] for other in range(3)
+    ]
+
+
+async def test_binary_and_flags_arrive_as_they_were(shared: Cluster) -> None:
+    c = shared
+    await c.emit(0, '51-["file",{}]', attachments=["", "00ff" * 50_000], volatile=True)
+    assert await c.nodes[1].do("received", socket=c.sockets[1], count=1) == [
+        ['51-["file",{}]', ["", "00ff" * 50_000], True]
+    ]
+    assert len((await c.received())[2]) == 1
+
+
+async def test_the_order_of_one_publisher_and_room_holds(shared: Cluster) -> None:
+    c = shared
+    for number in range(3):
+        await c.join(number, "ordered")
+    texts = [[f"{number}:{n}" for n in range(500)] for number in range(3)]
+    await asyncio.gather(*(c.emit(n, texts[n], rooms=["ordered"]) for n in range(3)))
+    for got in await c.received():
+        assert len(got) == 1500
+        for number in range(3):
+            assert [text for text in got if text.startswith(f"{number}:")] == texts[number]
+
+
+async def test_leaving_disconnecting_and_closing_end_delivery(shared: Cluster) -> None:
+    c = shared
+    before = (await c.nodes[1].do("stats"))["topics"]
+    await c.join(1, "left", "kept")
+    await c.nodes[1].do("leave", socket=c.sockets[1], room="left")
+    assert (await c.nodes[1].do("stats"))["topics"] == before + 1
+    await c.emit(0, "left", rooms=["left"])
+    await c.emit(0, "kept", rooms=["kept"])
+    assert await c.received() == [[], ["kept"], []]
+    await c.nodes[2].do("close", namespace="/custom")
+    await c.emit(0, "closed", namespace="/custom")
+    await c.nodes[1].do("remove", socket=c.sockets[1])
+    assert (await c.nodes[1].do("stats"))["topics"] <= before
+    socket = await c.nodes[1].do("add")
+    c.sockets[1] = socket
+    await c.emit(0, "kept", rooms=["kept"])
+    assert await c.received() == [[], [], []]
+
+
+async def test_a_dead_worker_harms_nobody_and_its_successor_gets_nothing_of_it() -> None:
+    async with cluster() as c:
+        dead = c.sockets[1]
+        await c.nodes[1].kill()
+        await c.emit(0, "to the dead", rooms=[dead])
+        await c.emit(0, "all")
+        assert await c.nodes[2].do("numbers", socket=c.sockets[2], count=1) == ["all"]
+        successor = await c.host.start_node(1)
+        c.nodes[1] = successor
+        c.sockets[1] = await successor.do("add")
+        await c.emit(0, "to the dead", rooms=[dead])
+        await c.emit(2, "again")
+        assert await c.received() == [["all", "again"], ["again"], ["again"]]
