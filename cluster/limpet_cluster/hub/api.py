@@ -396,7 +396,7 @@ class Api:
             connections=self.index.held_by(member.worker_id),
             sessions=figures.sessions,
             session_count=sum(figures.sessions.values()),
-            loop_lag_seconds=figures.loop_lag,
+            loop_lag_seconds=round(figures.loop_lag, 6),
             rss_bytes=figures.rss,
             counters=figures.counters,
             figures_age_seconds=None if age is None else round(age, 3),

@@ -10,7 +10,7 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from typing import Final
 
@@ -141,7 +141,8 @@ class HubPresence:
                 self._awaited.discard(member.hello.slot)
             count("limpet_presence_pulls_total", kind="snapshot")
             self._pump_soon()
-        count("limpet_presence_ops_total", len(batch.ops), op="any")
+        for kind, amount in Counter(map(type, batch.ops)).items():
+            count("limpet_presence_ops_total", amount, op=kind.__name__.lower())
 
     def _refuse(self, connection: ControlConnection, why: str) -> None:
         """End the connection: the worker comes again and tells everything anew."""
