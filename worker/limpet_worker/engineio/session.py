@@ -341,6 +341,13 @@ class Session:
         self.pong_due = self.grace = False
         self.deadline = engine.clock() + engine.options.ping_interval
 
+    def expire(self) -> bool:
+        """End the session if its pong is too late already; the wheel would a moment later."""
+        if not self.pong_due or self.engine.clock() < self.deadline:
+            return False
+        self.fail("ping timeout")
+        return True
+
     def refresh(self) -> None:
         """Wait longer for the pong that is due: something else came, so the client lives."""
         self.grace = False
@@ -360,7 +367,9 @@ class Session:
                 self.fail("ping timeout")
                 return None
             self.pong_due = self.grace = True
-            self.deadline = now + options.ping_timeout
+            # From when the ping was due: the wheel is a little late, the client's clock is not.
+            late = 2 * self.engine.wheel.granularity
+            self.deadline = max(self.deadline, now - late) + options.ping_timeout
             self.enqueue(PING if self.wire is None else _PING_FRAME)
         if state == STATE_CLOSING:
             return self.deadline

@@ -121,7 +121,7 @@ class FrontDoor(Connection):
         sid = query.get("sid")
         if refusal is None:
             if sid:
-                session = doorway.engine.sessions.get(sid)
+                session = self._find(sid, head)
                 if session is None:
                     if self._belongs_elsewhere(sid):
                         self._start_move()
@@ -145,6 +145,13 @@ class FrontDoor(Connection):
             self._poll(session)
         else:
             self._post(head, session)
+
+    def _find(self, sid: str, head: Head) -> Session | None:
+        session = self._doorway.engine.sessions.get(sid)
+        # Not for a POST: that may be the pong, read late because the loop was busy.
+        if session is not None and head.method == b"GET" and session.expire():
+            return None
+        return session
 
     def _preflight(self, head: Head, end: int) -> bool:
         lines = self._doorway.cors.preflight(head.headers)
