@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import signal
 import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 import msgspec
 from scripts.benchmark import faults, report, servers
@@ -16,7 +18,9 @@ from scripts.benchmark.generator import raise_file_limit
 from scripts.benchmark.scenarios import SCENARIOS, Scenario, chosen
 from scripts.benchmark.stage import BenchError, Job, Outcome
 
-REPOSITORY = Path(__file__).parents[2]
+REPOSITORY: Final = Path(__file__).parents[2]
+_BUSY: Final = 0.7
+"""Load average above which a run begins with a warning."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,11 +74,20 @@ def play(server: servers.Server, scenario: Scenario, *, quick: bool, seed: int) 
 
 
 def run_peer(
-    peer: servers.Peer, scenarios: list[Scenario], options: argparse.Namespace, seed: int
+    peer: servers.Peer,
+    scenarios: list[Scenario],
+    options: argparse.Namespace,
+    seed: int,
+    *,
+    first: bool,
 ) -> list[tuple[Scenario, Outcome]]:
     """Run the scenarios against one peer: one server for all but those that want their own."""
     found = []
-    wanted = [each for each in scenarios if peer.name == "limpet" or not each.only_limpet]
+    wanted = [
+        each
+        for each in scenarios
+        if (peer.name == "limpet" or not each.only_limpet) and (first or not each.once)
+    ]
     shared = [each for each in wanted if not each.fresh and not each.environment]
     groups = [shared, *([each] for each in wanted if each not in shared)]
     for group in groups:
@@ -94,11 +107,18 @@ def _compare(options: argparse.Namespace) -> int:
         scenarios = chosen(_words(options.scenarios))
     except ValueError as error:
         raise BenchError(str(error)) from None
+    if (busy := os.getloadavg()[0]) > _BUSY:
+        print(
+            f"load average {busy:.1f}: something else runs here, the figures will tell of it",
+            file=sys.stderr,
+        )
     results = report.Results()
     for number in range(options.rounds):
         print(f"--- round {number + 1} of {options.rounds}", file=sys.stderr)
         for peer in peers:
-            for scenario, outcome in run_peer(peer, scenarios, options, seed=number + 1):
+            for scenario, outcome in run_peer(
+                peer, scenarios, options, seed=number + 1, first=number == 0
+            ):
                 results.add(scenario.name, peer.name, outcome)
     print(report.render(results, [peer.name for peer in peers]))
     if options.json:

@@ -141,6 +141,7 @@ def burst(stage: Stage, *, total: int = 50_000, size: int = 500) -> None:
         gc.collect()  # clients and their wires refer to each other
     stage.end_window(window, total)
     stage.settle()
+    stage.loop.run_for(2.5)  # placing goes by load that workers report each second
     opened = stage.open(20, at_once=20)
     places = stage.whereabouts(opened)
     counts = sorted((len(each) for each in places.values()), reverse=True)

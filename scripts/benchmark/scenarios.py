@@ -36,6 +36,8 @@ class Scenario:
     """Wants a server that has done nothing else."""
     environment: dict[str, str] = field(default_factory=dict)
     """What the server is told besides the usual; implies `fresh`."""
+    once: bool = False
+    """Takes long and counts more than it measures: the first round is enough."""
     usual: bool = True
     """Whether it runs when no scenario is named."""
 
@@ -147,7 +149,7 @@ SCENARIOS: Final = (
         title="50,000 connections in bursts of 500",
         play=connecting.burst,
         goals={"most of 20 on one worker": Goal(11.0, ratio=False)},
-        usual=False,
+        once=True,
     ),
     Scenario(
         name="pool",
