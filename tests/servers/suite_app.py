@@ -5,7 +5,15 @@ from __future__ import annotations
 from limpet_worker.socketio.server import Server
 from limpet_worker.socketio.socket import Socket
 
-io = Server(cors_allowed_origins="*", ping_interval=0.3, ping_timeout=0.2, connect_timeout=1.0)
+PING_INTERVAL = 0.3
+PING_TIMEOUT = 0.2
+
+io = Server(
+    cors_allowed_origins="*",
+    ping_interval=PING_INTERVAL,
+    ping_timeout=PING_TIMEOUT,
+    connect_timeout=1.0,
+)
 custom = io.of("/custom")
 
 
