@@ -45,11 +45,6 @@ class Notifier:
             microseconds = "0"
         return cls(address or None, int(microseconds) / 1e6)
 
-    @property
-    def supervised(self) -> bool:
-        """Whether somebody listens."""
-        return self.address is not None
-
     def ready(self, status: str = "") -> None:
         """Say that this process does its work from now on."""
         self._send("READY=1" + (f"\nSTATUS={_line(status)}" if status else ""))

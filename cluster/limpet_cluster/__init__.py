@@ -1,0 +1,1 @@
+"""What makes processes a cluster: hub, supervisor, configuration, the command line."""

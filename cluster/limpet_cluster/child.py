@@ -30,7 +30,6 @@ PARENT: Final = "LIMPET_PARENT"
 """Environment: pid of the supervisor that this process must not outlive."""
 ROLE: Final = "LIMPET_ROLE"
 """Environment: which role this process has in a cluster; for the application to see."""
-LISTENERS: Final = "LISTEN_FDS"
 _PR_SET_NAME: Final = 15
 
 
@@ -93,7 +92,7 @@ def enter(title: str, common: Common) -> Life:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # It came blocked, lest Ctrl-C reaches a Python that is still starting.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        if LISTENERS in os.environ:
+        if "LISTEN_FDS" in os.environ:
             os.environ["LISTEN_PID"] = str(os.getpid())
     # SIGABRT, the watchdog's first shot, then shows where a stalled process stands.
     faulthandler.enable(sys.stderr)

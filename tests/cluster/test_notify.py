@@ -35,7 +35,7 @@ def listen(address: str) -> socket.socket:
 
 def test_says_nothing_when_nobody_listens(directory: Path) -> None:
     quiet = Notifier.from_environment({})
-    assert not quiet.supervised
+    assert quiet.address is None
     quiet.ready()
     gone = Notifier(str(directory / "gone"))
     gone.ready("at work")
