@@ -218,7 +218,7 @@ class PresenceIndex:
             if share is not None:
                 self._dying.append(share)
             share = self._staging[worker_id] = Share(worker_id, home, generation, hidden=True)
-        if share is None or share.generation != generation:
+        if share is None:
             share = current
         if share is None or share.generation != generation:
             return False

@@ -382,6 +382,8 @@ def test_what_belongs_to_an_earlier_generation_is_ignored() -> None:
     index.receive(1, Batch(4, BEGIN, [late]))
     index.receive(1, Batch(5, BEGIN, []))
     assert not index.receive(1, Batch(4, END, [late]))
+    assert not index.receive(1, Batch(2, DELTA, [late]))  # nor does what is shown change then
+    assert index.occupancy(index.room("/", "r")) == (0, 0)
     assert index.receive(1, Batch(5, END, []))
     assert index.occupancy(index.room("/", "r")) == (0, 0)
     assert not index.sweep(100)

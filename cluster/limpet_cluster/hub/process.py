@@ -227,7 +227,6 @@ def _calm_collector() -> Callable[[], None]:
     Nothing in the index leaves cycles behind, so they would find nothing.
     """
     before = gc.get_threshold()
-    gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 1_000_000)
 
