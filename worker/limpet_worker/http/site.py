@@ -100,6 +100,28 @@ def detach(handler: asyncio.Protocol) -> None:
     handler.connection_lost(None)
 
 
+class _Sent(web.StreamResponse):
+    """Stands for a response that is out already and must not be prepared twice."""
+
+    def __init__(self, response: web.StreamResponse) -> None:
+        super().__init__(status=response.status)
+        self._response = response
+
+    @property
+    def keep_alive(self) -> bool | None:
+        return self._response.keep_alive
+
+    @property
+    def body_length(self) -> int:
+        return self._response.body_length
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Do nothing: it is done."""
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Do nothing: it is done."""
+
+
 @web.middleware
 async def announce(
     request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -116,7 +138,8 @@ async def announce(
         response = web.Response(status=500, text="500 Internal Server Error")
         response.force_close()
     await _complete(request, response)
-    return response
+    # aiohttp prepares what it is returned. For most responses that does nothing the second time.
+    return _Sent(response) if isinstance(response, web.FileResponse) else response
 
 
 async def _complete(request: web.Request, response: web.StreamResponse) -> None:
