@@ -33,7 +33,7 @@ class Site:
         self.new_id = IdFactory(self.address)
         self.sids: set[str] = set()
         self.tasks: set[asyncio.Task[object]] = set()
-        self.served = 0
+        self.disowns = bool(options.get("disowns"))
         self.channel = WorkerChannel(
             run.balancer,
             self.address,
@@ -99,8 +99,8 @@ class Connection(asyncio.Protocol):
 
     def is_here(self, sid: str) -> bool:
         """Say whether this worker answers a request of the Engine.IO path."""
-        if self.final:
-            return True
+        if self.final or self.site.disowns:
+            return self.final
         return self.site.channel.owns(sid) if sid else self.first
 
     def answer(self, path: str, sid: str, body: bytes) -> None:
@@ -113,7 +113,6 @@ class Connection(asyncio.Protocol):
                 site.sids.add(sid)
             elif sid not in site.sids:
                 status = "400 Bad Request"
-        site.served += 1
         content = json.dumps(
             {
                 "pid": os.getpid(),

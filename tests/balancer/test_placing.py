@@ -368,6 +368,16 @@ class PlacingMachine(RuleBasedStateMachine):
         self.note(arrival, self.desk.place(arrival))
 
     @precondition(lambda self: self.alive)
+    @rule(data=st.data(), count=st.integers(1, 5))
+    def come_bound(self, data: st.DataObject, count: int) -> None:
+        owner = data.draw(st.sampled_from(self.alive)).address
+        for _ in range(count):
+            arrival = arrive()
+            self.desk.placing.bind(arrival, owner)
+            self.here.add(arrival)
+            self.note(arrival, self.desk.place(arrival))
+
+    @precondition(lambda self: self.alive)
     @rule(data=st.data(), what=st.sampled_from(["ack", "die", "block", "drain", "reject", "bye"]))
     def worker_does(self, data: st.DataObject, what: str) -> None:
         worker = data.draw(st.sampled_from(self.alive))
