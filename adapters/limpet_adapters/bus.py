@@ -19,6 +19,7 @@ import zmq
 
 from limpet_adapters import buckets as topics
 from limpet_adapters import wire
+from limpet_adapters.bus_control import BusOpen, BusRepair, BusWelcome, BusWorkers, RepairRequest
 from limpet_adapters.contract import Deliver
 from limpet_adapters.control import ControlClient, ControlConnection
 from limpet_adapters.counters import count
@@ -53,38 +54,8 @@ _OVERDUE: Final = 0.05  # later than that a timer says that the loop hung, not t
 
 Gap = dict[str, object]
 """What the application is told of a loss: ``kind`` (``lost``, or ``uncertain``: maybe lost),
-``count``, ``reason``, and for a topic ``bucket``, ``first`` and ``last``."""
-
-
-class BusWelcome(msgspec.Struct, frozen=True):
-    """The bus's part of the hub's welcome."""
-
-    incarnation: int
-    """Random 32-bit number of this life of the hub."""
-    buckets: int
-
-
-class BusOpen(msgspec.Struct, frozen=True):
-    """The hub takes messages now."""
-
-    incarnation: int
-    workers: tuple[tuple[int, int, int, int], ...]
-    """Node, slot, incarnation and worker id of each live worker."""
-    late: bool = False
-    """Others were sending before we subscribed."""
-
-
-class BusWorkers(msgspec.Struct, frozen=True):
-    """The live workers, sent when they change."""
-
-    workers: tuple[tuple[int, int, int, int], ...]
-
-
-class BusRepair(msgspec.Struct, frozen=True):
-    """The hub's answer to a request for frames."""
-
-    frames: tuple[bytes, ...]
-    through: int
+``count``, ``reason``, and for a topic ``bucket``, ``first`` and ``last``. An uncertain one is told
+after each restart of the hub; its count is that of our own messages, 0 when all were confirmed."""
 
 
 class Bus:
@@ -315,6 +286,7 @@ class Bus:
 
     def _begin_life(self, incarnation: int) -> None:
         if self._incarnation is not None:
+            # What the hub had not confirmed of ours; of others' to us we cannot know.
             self._tell_uncertain(self._counter - self._confirmed, "hub restart")
         self._incarnation = incarnation
         self._confirmed = self._counter
@@ -366,7 +338,7 @@ class Bus:
             self._push = push
             self._push_send = wire.sender(push)
             if opened.late and self._had_life:
-                self._tell_uncertain(0, "late to the hub", always=True)
+                self._tell_uncertain(0, "late to the hub")
             self._had_life = True
         self._sending = True
         self._flush()
@@ -561,7 +533,7 @@ class Bus:
         count("limpet_bus_repairs_total")
         connection.call(
             "bus.repair",
-            {"topic": request.stream.topic, "first": request.first, "last": request.last},
+            RepairRequest(request.stream.topic, request.first, request.last),
             partial(self._repaired, request),
         )
 
@@ -667,12 +639,10 @@ class Bus:
                 }
             )
 
-    def _tell_uncertain(self, amount: int, reason: str, *, always: bool = False) -> None:
-        if not amount and not always:
-            return
+    def _tell_uncertain(self, amount: int, reason: str) -> None:
         self._uncertain += amount
-        count("limpet_bus_uncertain_total", max(amount, 1), reason=reason)
-        logger.warning("%d messages may have been lost: %s", amount, reason)
+        count("limpet_bus_uncertain_total", amount, reason=reason)
+        logger.warning("messages may have been lost, of ours %d: %s", amount, reason)
         self._tell({"kind": "uncertain", "count": amount, "reason": reason})
 
     def _tell(self, gap: Gap) -> None:

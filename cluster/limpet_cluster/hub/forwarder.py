@@ -18,7 +18,7 @@ import zmq
 
 from limpet_adapters import buckets as topics
 from limpet_adapters import wire
-from limpet_adapters.bus import BusOpen, BusRepair, BusWelcome, BusWorkers
+from limpet_adapters.bus_control import BusOpen, BusRepair, BusWelcome, BusWorkers, RepairRequest
 from limpet_adapters.control import ControlConnection, ControlError, Hello
 from limpet_adapters.counters import count
 from limpet_adapters.ring import RING_BYTES, RING_SECONDS, Published, Ring
@@ -31,6 +31,8 @@ SEND_HWM: Final = 200_000
 """Frames that wait for one subscriber; what comes on top is dropped for it alone."""
 RECEIVE_HWM: Final = 50_000
 """Frames of one worker that wait to be read."""
+CONNECTIONS: Final = 512
+"""Workers that may connect in one instant."""
 BATCH: Final = 500
 """Frames forwarded in one go, before other work of the loop has its turn."""
 OPEN_SECONDS: Final = 1.0
@@ -44,14 +46,6 @@ it the worker is deaf."""
 
 Deaf = Callable[[ControlConnection, Hello, str], None]
 """Told once of a worker that does not read the bus: its connection, who it is, and why."""
-
-
-class RepairRequest(msgspec.Struct, frozen=True):
-    """A worker asks for frames that it missed, both ends included."""
-
-    topic: bytes
-    first: int
-    last: int
 
 
 class Subscriber:
@@ -160,6 +154,7 @@ class Forwarder:
         xpub.setsockopt(zmq.SNDHWM, SEND_HWM)
         xpub.setsockopt(zmq.RCVHWM, 0)  # subscriptions: bounded by the topics there are
         xpub.setsockopt(zmq.XPUB_VERBOSE, 1)
+        xpub.setsockopt(zmq.BACKLOG, CONNECTIONS)
         xpub.bind(self._rundir.bus("out", self.incarnation))
         self._xpub = xpub
         self._send = wire.sender(xpub)
@@ -221,6 +216,7 @@ class Forwarder:
         pull.setsockopt(zmq.LINGER, 0)
         pull.setsockopt(zmq.RCVHWM, RECEIVE_HWM)
         pull.setsockopt(zmq.MAXMSGSIZE, wire.MESSAGE_LIMIT)
+        pull.setsockopt(zmq.BACKLOG, CONNECTIONS)
         pull.bind(self._rundir.bus("in", self.incarnation))
         self._pull = pull
         self.open = True
