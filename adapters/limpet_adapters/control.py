@@ -207,7 +207,7 @@ class ControlConnection(asyncio.Protocol):
             at += 4 + length
             try:
                 what, number, kind, body = _decode(message)
-            except (msgspec.DecodeError, RecursionError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 self._violated(str(error))
                 return
             self._handle(what, number, kind, body)

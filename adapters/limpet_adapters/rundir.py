@@ -34,7 +34,9 @@ class RunDirectory:
                 f"{PATH_LIMIT - 1 - _LONGEST_NAME} bytes (set a shorter --run-dir)"
             )
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = path.stat()
+        status = path.lstat()
+        if not stat.S_ISDIR(status.st_mode):
+            raise RunDirectoryError(f"run directory {path} is a link; name what it points to")
         if status.st_uid != os.getuid():
             raise RunDirectoryError(f"run directory {path} belongs to uid {status.st_uid}, not us")
         if stat.S_IMODE(status.st_mode) & 0o077:

@@ -166,7 +166,7 @@ def decode_broadcast(frame: bytes) -> Broadcast:
     """
     try:
         return _decode_broadcast(memoryview(frame)[HEADER_SIZE:])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"bad broadcast: {error}") from None
 
 
@@ -185,7 +185,7 @@ def decode_beat(frame: bytes) -> Beat:
     """
     try:
         beat = _decode_beat(memoryview(frame)[HEADER_SIZE:])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"bad beat: {error}") from None
     if any(len(topic) != TOPIC_SIZE for topic, _ in beat.topics):
         raise WireError("bad beat: a topic has three bytes")

@@ -30,7 +30,7 @@ def hub(*, common: Common, api: str | None, api_token_file: Path | None, buckets
                 api_bind=api,
                 api_token_file=api_token_file,
             )
-            code = child.run(lambda: run_hub(config, life.notifier.ready), life)
+            code = child.run(lambda: run_hub(config, life.notifier.ready), life, child.fast_loop)
         except (HubConfigError, TokenFileError) as error:
             raise ConfigError(str(error)) from None
         except OSError as error:
