@@ -17,7 +17,7 @@ def test_it_is_made_for_us_alone(tmp_path: Path) -> None:
 
 def test_one_that_others_can_open_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir(mode=0o755)
-    with pytest.raises(RunDirectoryError, match="0755.*0700"):
+    with pytest.raises(RunDirectoryError, match=r"0755.*0700"):
         RunDirectory(tmp_path / "run")
 
 

@@ -33,4 +33,6 @@ def balancer(*, common: Common, bind: tuple[str, ...], health_path: str) -> None
             engine_path=common.path,
             health_path=health_path,
         )
-        raise SystemExit(child.run(lambda: run_balancer(config, life.notifier.ready), life))
+        raise SystemExit(
+            child.run(lambda: run_balancer(config, life.notifier.ready), life, child.fast_loop)
+        )
