@@ -56,7 +56,8 @@ class FakeSession:
     def close(self, reason: str = "forced close", *, discard: bool = False) -> None:
         if self.closed_with is None:
             self.closed_with = reason
-            self.sink.on_close(reason)
+            sink, self.sink = self.sink, None
+            sink.on_close(reason)
 
     def take(self) -> list[bytes | tuple[bytes, ...]]:
         """Return what was sent since the last call."""

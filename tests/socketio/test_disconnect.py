@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from typing import Any
 
 import pytest
 
+from limpet_worker.socketio.client import Client
+from limpet_worker.socketio.errors import Disconnected
 from limpet_worker.socketio.server import Server
 from limpet_worker.socketio.socket import Socket
-from socketio_fakes import Peer, peers, running, settled
+from socketio_fakes import FakeSession, Peer, peers, running, settled
 
 
 @pytest.mark.parametrize(
@@ -128,16 +131,60 @@ async def test_handlers_that_fail_stop_nothing(caplog: pytest.LogCaptureFixture)
     assert "second" in caplog.text
 
 
-async def test_nothing_refers_to_a_client_that_left() -> None:
+async def test_a_client_that_left_is_freed_without_the_garbage_collector() -> None:
+    io = Server()
+    io.of("/a")
+
+    def alive() -> list[object]:
+        return [one for one in gc.get_objects() if isinstance(one, (Client, Socket))]
+
+    @io.on("x")
+    async def x(socket: Socket) -> None:
+        await asyncio.sleep(0)
+        socket.data["x"] = socket.handshake.auth
+
+    gc.collect()
+    gc.disable()
+    try:
+        async with running(io):
+            before = len(alive())
+            for number in range(3):
+                peer = Peer(io, number)
+                socket = peer.connect()
+                socket.join("a")
+                peer.connect("/a")
+                socket.on("y", lambda: None)
+                peer.text(b'2["x"]', b'21["x"]')
+                await settled()
+                waiting = asyncio.create_task(socket.emit_with_ack("z"))
+                await settled()
+                peer.session.close("transport close")
+                assert peer.client.sockets == []
+                with pytest.raises(Disconnected):
+                    await waiting
+                del peer, socket, waiting
+            assert not io.sockets
+            assert not io._waiting
+            await settled()
+            assert len(alive()) == before
+    finally:
+        gc.enable()
+
+
+async def test_sessions_that_come_too_late_are_closed() -> None:
     io = Server()
     async with running(io):
-        peer = Peer(io, 0)
-        socket = peer.connect()
-        socket.join("a")
-        peer.session.close("transport close")
-        assert not io.sockets
-        assert not io._waiting
-        assert peer.client.sockets == []
+        await io.close()
+        peer = Peer.__new__(Peer)
+        peer.session = FakeSession()
+        peer.session.sink = _Sink()
+        io._on_session(peer.session)  # type: ignore[arg-type]
+        assert peer.ended == "server shutting down"
+
+
+class _Sink:
+    def on_close(self, reason: str) -> None:
+        pass
 
 
 class TestShutdown:

@@ -41,6 +41,8 @@ async def ask(
         raise AckTimeout(f"no acknowledgement of {arguments[0]!r} within {seconds} s") from None
     finally:
         acks.pop(id_, None)
+        # It holds the exception, whose traceback holds this frame: a cycle around the socket.
+        del answer
     if len(values) == 1:
         return values[0]
     return tuple(values) if values else None

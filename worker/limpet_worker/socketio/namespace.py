@@ -14,7 +14,7 @@ from limpet_adapters.packet import EncodedPacket
 from limpet_worker.socketio.broadcast import Broadcasting, BroadcastOperator
 from limpet_worker.socketio.errors import NotStarted
 from limpet_worker.socketio.handlers import ANY, F, Handler, Handlers, settle
-from limpet_worker.socketio.packet import encode_connect, encode_event, loads, prefix
+from limpet_worker.socketio.packet import decode, encode_connect, encode_event, prefix
 from limpet_worker.socketio.socket import without
 
 if TYPE_CHECKING:
@@ -79,6 +79,9 @@ class Registry(Broadcasting):
 
         Events of one socket start in the order in which they came. With ``ordered=True`` each
         waits until the handlers of those before it (the ordered ones) have returned.
+
+        A client may name an event ``error``: it is one like others, and the server itself calls
+        no handler under that name.
         """
         return self._register(event, handler, once=False, ordered=ordered)
 
@@ -320,8 +323,10 @@ class Namespace(Registry):
 
     def _show(self, members: Collection[Socket], packet: EncodedPacket) -> None:
         """Show a broadcast to the catch-all listeners; from another worker it comes encoded."""
-        text = packet.text
-        arguments = loads(text[text.index(b"[", text.index(b",") if self.prefix else 0) :])
+        decoded = decode(packet.text, len(packet.attachments) or 1)
+        for attachment in packet.attachments:
+            decoded.attach(attachment, packet.size())
+        arguments = decoded.data
         for socket in list(members):
             if self.outgoing or socket.watches_outgoing:
                 socket.watch_outgoing(arguments)

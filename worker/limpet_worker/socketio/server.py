@@ -452,8 +452,10 @@ class Server(Broadcasting):
                     return None
                 namespace = self._make(name, parent)
                 self.tell("new_namespace", namespace)
-        namespace.entering += 1
         await namespace.until_ready()
+        if self.namespaces.get(name) is not namespace:
+            return None  # the server closed meanwhile
+        namespace.entering += 1
         return namespace
 
     def remove_child(self, namespace: Namespace) -> None:
@@ -480,7 +482,10 @@ class Server(Broadcasting):
 
     def _on_session(self, session: Session) -> Client:
         client = Client(self, session)
-        self.waits(client)
+        if self._context is None:
+            session.close("server shutting down")
+        else:
+            self.waits(client)
         return client
 
     def waits(self, client: Client) -> None:
