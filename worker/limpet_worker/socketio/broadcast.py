@@ -64,7 +64,7 @@ def room_names(rooms: Iterable[str | Iterable[str]]) -> list[str]:
     Raises:
         TypeError: something that is no string.
     """
-    names = []
+    names: list[str] = []
     for room in rooms:
         if isinstance(room, str):
             names.append(room)
@@ -105,6 +105,13 @@ class BroadcastOperator:
 
         A socket in several rooms gets the event once. ``to([])`` alone selects nobody.
         """
+        if len(rooms) == 1 and isinstance(rooms[0], str) and not self._options.rooms:
+            # The usual case, made without detours.
+            old = self._options
+            options = BroadcastOptions(
+                frozenset((rooms[0],)), old.except_rooms, local=old.local, volatile=old.volatile
+            )
+            return BroadcastOperator(self._audience, options, seconds=self._seconds)
         names = room_names(rooms)
         nobody = not names and (self._nobody or not self._options.rooms)
         return self._with(rooms=self._options.rooms.union(names), nobody=nobody)

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("limpet.socketio")
 
+_SHORT: Final = 17
+"""Before this the payload of a common event begins: its id has 15 digits at most, all valid."""
 _MOST_LEFT: Final = 1000
 """Namespaces a client may leave before packets that come late for them end the session."""
 
@@ -77,16 +79,19 @@ class Client:
     def on_text(self, data: bytes) -> None:
         """Take the text of a packet."""
         root = self.root
-        if data[:2] == b"2[" and root is not None and self._partial is None:
-            # The common packet: an event of the main namespace that wants no acknowledgement.
-            try:
-                arguments = loads(data[1:])
-            except JSONDecodeError:
-                pass  # the strict way below finds the reason
-            else:
-                if arguments and type(name := arguments[0]) is str and name not in RESERVED:
-                    root.on_event(arguments, None)
-                    return
+        if data[:1] == b"2" and root is not None and self._partial is None:
+            # The common packets: events of the main namespace. What is unusual about one is left
+            # to the strict way below, which finds the reason.
+            start = data.find(b"[", 1, _SHORT)
+            if start == 1 or (start > 1 and data[1:start].isdigit()):
+                try:
+                    arguments = loads(data[start:])
+                except JSONDecodeError:
+                    pass
+                else:
+                    if arguments and type(name := arguments[0]) is str and name not in RESERVED:
+                        root.on_event(arguments, int(data[1:start]) if start > 1 else None)
+                        return
         if self._ended:
             return
         if self._partial is not None:

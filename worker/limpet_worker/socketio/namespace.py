@@ -38,7 +38,16 @@ _LIFECYCLE: Final = {
 class Registry(Broadcasting):
     """What handlers and middlewares can be registered at: a namespace, or a pattern of them."""
 
-    __slots__ = ("handlers", "incoming", "lifecycle", "middlewares", "name", "outgoing", "server")
+    __slots__ = (
+        "_base",
+        "handlers",
+        "incoming",
+        "lifecycle",
+        "middlewares",
+        "name",
+        "outgoing",
+        "server",
+    )
 
     def __init__(self, server: Server, name: str) -> None:
         self.server = server
@@ -52,6 +61,7 @@ class Registry(Broadcasting):
         """Catch-all listeners."""
         self.outgoing: list[Handler] = []
         """Catch-all listeners of what is sent."""
+        self._base = BroadcastOperator(self, EVERYBODY)
 
     @overload
     def on(self, event: str, handler: F, *, ordered: bool | None = None) -> F: ...
@@ -139,7 +149,7 @@ class Registry(Broadcasting):
         raise NotImplementedError
 
     def _everybody(self) -> BroadcastOperator:
-        return BroadcastOperator(self, EVERYBODY)
+        return self._base
 
     def _register(
         self, event: str, handler: Callable[..., Any] | None, *, once: bool, ordered: bool | None
