@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import re
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 from aiohttp import web
 
+from limpet_adapters.contract import JOINED, Joined
+from limpet_adapters.memory import MemoryAdapter
 from limpet_worker.errors import OptionError
 from limpet_worker.presence import PresenceUnavailable
 from limpet_worker.socketio.server import Server
-from socketio_fakes import peers, running
+from socketio_fakes import peers, running, settled
 
 
 @pytest.mark.parametrize(
@@ -105,3 +110,94 @@ async def test_handlers_of_the_servers_own_events() -> None:
         io.off("bus_gap")
         io.tell("bus_gap", {})
         assert len(gaps) == 1
+
+
+class SlowAdapter(MemoryAdapter):
+    """Needs the word of the test before it hears the other workers."""
+
+    gate: asyncio.Event
+
+    def ready(self) -> Joined:
+        return JOINED if self.gate.is_set() else Joined(Waiting(self.gate))
+
+
+class Waiting:
+    """Can be awaited by several."""
+
+    def __init__(self, gate: asyncio.Event) -> None:
+        self._gate = gate
+
+    def __await__(self) -> Generator[object, None, None]:
+        yield from self._gate.wait().__await__()
+
+
+async def test_nobody_enters_a_namespace_before_it_hears_the_other_workers() -> None:
+    io = Server()
+    io.of(re.compile("/room-.*"))
+    gate = SlowAdapter.gate = asyncio.Event()
+    gate.set()
+    async with running(io, adapter=SlowAdapter):
+        gate.clear()
+        late = io.of("/late")
+        one, two, three = peers(io, 3)
+        one.text(b"0/room-1,")
+        two.text(b"0/room-1,")
+        three.text(b"0/late,")
+        await settled()
+        assert one.take() == two.take() == three.take() == []
+        three.session.close("transport close")
+        gate.set()
+        await settled()
+        assert one.socket("/room-1").connected
+        assert two.socket("/room-1").connected
+        assert not late.sockets
+        one.text(b"0/late,")
+        assert one.socket("/late").connected  # without any detour now
+
+
+async def test_close_while_a_client_waits_for_its_namespace() -> None:
+    io = Server()
+    io.of(re.compile("/room-.*"))
+    gate = SlowAdapter.gate = asyncio.Event()
+    gate.set()
+    async with running(io, adapter=SlowAdapter):
+        gate.clear()
+        (peer,) = peers(io, 1)
+        peer.text(b"0/room-1,")
+        await settled()
+        asyncio.get_running_loop().call_later(0.01, gate.set)
+        await io.close(grace=0.05)
+        assert set(io.namespaces) == {"/"}
+
+
+async def test_start_waits_until_namespaces_are_ready() -> None:
+    io = Server()
+    gate = SlowAdapter.gate = asyncio.Event()
+    started: list[bool] = []
+    io.on_startup(lambda: started.append(gate.is_set()))
+    asyncio.get_running_loop().call_later(0.01, gate.set)
+    async with running(io, adapter=SlowAdapter):
+        assert started == [True]
+
+
+async def test_the_server_stands_for_its_main_namespace() -> None:
+    io = Server()
+    got: list[str] = []
+    incoming = io.on_any(lambda socket, event: got.append(f"in {event}"))
+    outgoing = io.on_any_outgoing(lambda socket, event: got.append(f"out {event}"))
+    handler = io.once("x", lambda socket: got.append("once"))
+    async with running(io):
+        (peer,) = peers(io, 1)
+        socket = peer.connect()
+        peer.text(b'2["x"]', b'2["x"]')
+        socket.emit("y")
+        assert got == ["in x", "once", "in x", "out y"]
+        io.off_any(incoming)
+        io.off_any_outgoing(outgoing)
+        io.on("x", handler)
+        io.off("x", handler)
+        peer.text(b'2["x"]')
+        socket.emit("y")
+        assert len(got) == 4
+    assert repr(io.of("/")) == "<Namespace />"
+    assert repr(io.of(re.compile("/.*"))) == "<ParentNamespace /.*>"
