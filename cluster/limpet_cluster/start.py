@@ -92,6 +92,7 @@ def plan(options: StartOptions, listeners: list[socket.socket]) -> Plan:
                     "worker",
                     *common,
                     f"--slot={slot}",
+                    f"--buckets={options.buckets}",
                     f"--linger={options.linger}",
                     f"--app-dir={options.app_directory}",
                     "--",

@@ -43,6 +43,8 @@ class WorkerConfig:
     """Name of the cluster on this host."""
     path: str = "/socket.io/"
     """The Engine.IO path the balancer routes by; the application must have the same."""
+    buckets: int = 1024
+    """Parts of the bus that rooms are divided into; the hub must have the same."""
     linger: float = 10.0
     """Seconds a bucket of the bus stays subscribed after its last room is gone."""
 
@@ -71,7 +73,13 @@ class Worker:
             ),
         )
         self.bus = Bus(
-            config.run, self.control, self.id, self.address, linger=config.linger, on_gap=self._gap
+            config.run,
+            self.control,
+            self.id,
+            self.address,
+            buckets=config.buckets,
+            linger=config.linger,
+            on_gap=self._gap,
         )
         self.presence = WorkerPresence(self.control)
         self.app: Server | None = None  # until it is loaded

@@ -18,9 +18,18 @@ from limpet_worker.socketio.server import Server
 @click.command()
 @options.application
 @click.option("--slot", type=click.IntRange(0, 255), required=True, help="Its place on this host.")
+@options.buckets
 @options.linger
 @options.common
-def worker(*, common: Common, application: str, slot: int, app_dir: Path, linger: float) -> None:
+def worker(
+    *,
+    common: Common,
+    application: str,
+    slot: int,
+    app_dir: Path,
+    buckets: int,
+    linger: float,
+) -> None:
     """Run one worker: the clients' sessions and the application."""
     life = child.enter(f"worker-{slot}", common)
 
@@ -34,6 +43,7 @@ def worker(*, common: Common, application: str, slot: int, app_dir: Path, linger
             node=common.node,
             name=common.name,
             path=common.path,
+            buckets=buckets,
             linger=linger,
         )
 
