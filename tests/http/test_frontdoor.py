@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import socket
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -297,6 +299,33 @@ class TestPolling:
         (echo,) = server.echoes.values()
         assert echo.reasons == ["transport error"]
 
+    async def test_a_post_whose_session_is_upgraded_meanwhile(self, start: Start) -> None:
+        server, address = await start()
+        async with await Raw.open(address) as raw, await Raw.open(address) as other:
+            target = await opened(raw)
+            (echo,) = server.echoes.values()
+            await raw.send(request("POST", target, b"4ha", Content_Length="9"))
+            await other.send(websocket(target.replace("polling", "websocket")))
+            await other.answer()
+            await other.send(frame(b"2probe") + frame(b"5"))
+            await until(lambda: echo.upgrades == 1)
+            await raw.send(b"lf late")
+            assert (await raw.answer()).status == 400
+
+    async def test_chunks_that_are_none(self, start: Start) -> None:
+        server, address = await start()
+        async with await Raw.open(address) as raw:
+            target = await opened(raw)
+            await raw.send(request("POST", target, b"3\r\n4abc\r\n", Transfer_Encoding="chunked"))
+            assert (await raw.answer()).status == 400
+            assert await raw.ended() == b""
+        (echo,) = server.echoes.values()
+        assert echo.reasons == ["transport error"]
+        async with await Raw.open(address) as raw:
+            await raw.send(request("POST", PATH, b"nonsense\r\n", Transfer_Encoding="chunked"))
+            assert (await raw.answer()).json["code"] == 2
+            assert await raw.ended() == b""
+
 
 class TestLimits:
     async def test_a_declared_body_too_large(self, start: Start) -> None:
@@ -401,6 +430,19 @@ class TestLimits:
             with pytest.raises((ConnectionError, TimeoutError)):
                 await flood(raw, request("GET", "/nowhere", Filler="x" * 100) * 100, 10_000)
             await until(lambda: server.doorway.connections == 0)
+
+    async def test_a_flood_behind_a_waiting_poll(self, start: Start) -> None:
+        """Read ahead so far and no further; all of it is answered in the end."""
+        _, address = await start()
+        async with await Raw.open(address) as raw, await Raw.open(address) as other:
+            target = await opened(raw)
+            times = 40_000
+            raw.writer.write(request("GET", target) + request("GET", "/nowhere") * times)
+            await asyncio.sleep(0.1)
+            await other.request("POST", target, b"4go")
+            assert (await raw.answer()).body == b"4go"
+            for _ in range(times):
+                assert (await raw.answer()).status == 404
 
     async def test_full(self, start: Start) -> None:
         _, address = await start(max_sessions=1)
@@ -563,6 +605,34 @@ class TestRefusals:
             assert (await raw.request("GET", PATH)).json["code"] == 3
         assert "no such table" in caplog.text
 
+    async def test_allow_request_that_fails_later(
+        self, start: Start, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def fail(_: Any) -> bool:
+            await asyncio.sleep(0)
+            raise LookupError("no such table")
+
+        _, address = await start(allow_request=fail)
+        async with await Raw.open(address) as raw:
+            assert (await raw.request("GET", PATH)).json["code"] == 3
+        assert "no such table" in caplog.text
+
+    async def test_a_session_that_cannot_begin(
+        self, start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        server, address = await start()
+
+        def fail(*_: object) -> None:
+            raise LookupError("no such table")
+
+        monkeypatch.setattr(server.engine, "open", fail)
+        monkeypatch.setattr(server.engine, "open_websocket", fail)
+        async with await Raw.open(address) as raw:
+            assert (await raw.request("GET", PATH)).json["code"] == 3
+            await raw.send(websocket("/engine.io/?EIO=4&transport=websocket"))
+            assert await raw.ended() == b""
+        assert "no such table" in caplog.text
+
     async def test_a_client_that_leaves_while_the_app_decides(self, start: Start) -> None:
         cancelled = asyncio.Event()
 
@@ -597,6 +667,49 @@ class TestRefusals:
         _, address = await start()
         async with await Raw.open(address) as raw:
             assert (await raw.request("GET", target)).status == status
+
+
+class TestListening:
+    async def test_unix(self, start: Start, tmp_path: Path) -> None:
+        server, _ = await start()
+        path = str(tmp_path / "s")
+        await server.doorway.listen_unix(path)
+        raw = Raw(*await asyncio.open_unix_connection(path))
+        first = await raw.request("GET", PATH)
+        assert server.echoes[first.sid].session.request.address == ""
+        await raw.close()
+
+    @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6, socket.AF_UNIX])
+    async def test_a_bound_socket(self, start: Start, tmp_path: Path, family: int) -> None:
+        server, _ = await start()
+        bound = socket.socket(family)
+        if family == socket.AF_UNIX:
+            bound.bind(str(tmp_path / "s"))
+        else:
+            bound.bind(("127.0.0.1" if family == socket.AF_INET else "::1", 0))
+        name = bound.getsockname()
+        await server.doorway.listen_socket(bound)
+        if family == socket.AF_UNIX:
+            raw = Raw(*await asyncio.open_unix_connection(name))
+        else:
+            raw = await Raw.open(name[:2])
+        first = await raw.request("GET", PATH)
+        address = server.echoes[first.sid].session.request.address
+        assert address == ("" if family == socket.AF_UNIX else (name[0], address[1]))
+        await raw.close()
+
+    async def test_closing_ends_idle_connections_and_adopts_no_more(self, start: Start) -> None:
+        server, address = await start()
+        async with await Raw.open(address) as raw:
+            await opened(raw)
+            await server.close()
+            assert await raw.ended() == b""
+        ours, theirs = socket.socketpair()
+        server.doorway.adopt(ours, b"", "unix")
+        assert ours.fileno() == -1
+        theirs.close()
+        with pytest.raises(ConnectionRefusedError):
+            await Raw.open(address)
 
 
 class TestCors:
@@ -753,9 +866,7 @@ def test_garbage(data: list[bytes]) -> None:
     async def main() -> None:
         faults: list[object] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: faults.append(context))
-        server = EchoServer(
-            cors=CorsOptions(origin=[PAGE]), doorway={"head_timeout": 0.02, "body_timeout": 0.02}
-        )
+        server = EchoServer(cors=CorsOptions(origin=[PAGE]))
         address = await server.listen()
         async with await Raw.open(address) as raw:
             for piece in data:

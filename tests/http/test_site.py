@@ -62,7 +62,11 @@ def routes() -> web.Application:
         await asyncio.sleep(0.05)
         return web.Response(text="slow")
 
+    async def large(_: web.Request) -> web.StreamResponse:
+        return web.Response(body=bytes(20_000_000))
+
     app.router.add_get("/", page)
+    app.router.add_get("/large", large)
     app.router.add_get("/stream", stream)
     app.router.add_post("/upload", upload)
     app.router.add_post("/careless", careless)
@@ -198,6 +202,20 @@ async def test_an_upgrade_that_is_none_of_ours_is_no_upgrade(running: Running) -
         assert (await raw.request("GET", PATH)).sid
 
 
+async def test_a_slow_reader(running: Running) -> None:
+    async with await Raw.open(running.address) as raw:
+        await raw.send(request("GET", "/large") + request("GET", "/"))
+        await asyncio.sleep(0.2)
+        assert len((await raw.answer()).body) == 20_000_000
+        assert (await raw.answer()).status == 200
+
+
+async def test_chunks_that_are_none(running: Running) -> None:
+    async with await Raw.open(running.address) as raw:
+        await raw.send(request("POST", "/upload", b"", Transfer_Encoding="chunked") + b"zz\r\n")
+        assert await raw.ended() == b""
+
+
 async def test_closing(running: Running) -> None:
     async with await Raw.open(running.address) as raw:
         answer = await raw.request("GET", "/", Connection="close")
@@ -214,6 +232,17 @@ async def test_a_client_that_leaves(running: Running) -> None:
         await raw.send(request("GET", "/slow"))
     await asyncio.sleep(0.1)
     assert running.server.doorway.connections == 0
+
+
+async def test_an_answer_under_way_when_the_doorway_closes(running: Running) -> None:
+    async with await Raw.open(running.address) as raw, await Raw.open(running.address) as idle:
+        assert (await idle.request("GET", "/")).status == 200
+        await raw.send(request("GET", "/slow"))
+        await asyncio.sleep(0.01)
+        await running.server.close()
+        assert (await raw.answer()).body == b"slow"
+        assert await raw.ended() == b""
+        assert await idle.ended() == b""
 
 
 async def test_before_the_site_runs() -> None:

@@ -102,7 +102,10 @@ class Connection(asyncio.Protocol):
         state = self._state
         if state == HEAD:
             self._buffer = self._buffer + data if self._buffer else data
-            self._advance()
+            if not self._writing_paused:
+                self._advance()
+            elif len(self._buffer) > MAX_WAITING:
+                self._transport.pause_reading()
         elif state == BODY:
             self._read_body(data)
         elif state == SITE:
@@ -161,8 +164,10 @@ class Connection(asyncio.Protocol):
             self._refuse_http(BadRequest(408, "timeout"))
 
     def close(self) -> None:
-        """Close the connection once what was written is out: the process ends."""
-        if self._state != OVER:
+        """Close the connection once what was written is out, and aiohttp's answer with it."""
+        if self._state == SITE:
+            self._close_after = True
+        elif self._state != OVER:
             self._leave()
 
     def abort(self) -> None:
@@ -285,9 +290,11 @@ class Connection(asyncio.Protocol):
         if body is not None and data:
             try:
                 _, used = body.feed(data)
-            except BadRequest:
-                # aiohttp finds the same fault, answers and closes.
-                site.data_received(data)
+            except BadRequest as fault:
+                # aiohttp would let its handler wait for the rest. The answer may have begun, so
+                # there is nothing to say; the handler sees the connection lost.
+                count("limpet_http_refused_total", reason=fault.reason)
+                self._leave()
                 return
             if body.done:
                 self._body = None
@@ -306,14 +313,14 @@ class Connection(asyncio.Protocol):
             return
         self._site_answered = True
         if not keep_alive:
-            self._close_after = True  # aiohttp closes it
+            self._close_after = True
             self.deadline = self._doorway.after(self._doorway.write_timeout)
         if self._body is None:
             # aiohttp is still on the stack, in the handler's task.
             asyncio.get_running_loop().call_soon(self._site_done)
 
     def _site_done(self) -> None:
-        if self._state != SITE or not self._site_answered or self._close_after:
+        if self._state != SITE or not self._site_answered:
             return
         if not self._transport.is_reading() and len(self._buffer) <= MAX_WAITING:
             # aiohttp paused over a body that nobody read, and would stay so.
