@@ -81,8 +81,9 @@ async def join_then_broadcast(rounds: int, lag: float, wait: bool = True) -> Non
                     )
                 )
         numbers = await a.do("numbers", socket=socket, count=rounds, within=1)
-        assert numbers == [str(number) for number in range(rounds)]
-        assert (await a.do("stats"))["gaps"] == 0
+        stats = [await a.do("stats"), await b.do("stats"), await running.hub.tell("stats")]
+        assert numbers == [str(number) for number in range(rounds)], stats
+        assert stats[0]["gaps"] == stats[0]["incomplete"] == 0
 
 
 async def test_a_join_that_was_awaited_is_in_force_on_every_worker() -> None:

@@ -18,6 +18,7 @@ import uvloop
 from limpet_adapters.bus import Bus
 from limpet_adapters.contract import BroadcastOptions
 from limpet_adapters.control import ControlClient, Hello
+from limpet_adapters.counters import counters
 from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
 from limpet_adapters.packet import EncodedPacket
 from limpet_adapters.rundir import RunDirectory, Slot
@@ -166,7 +167,7 @@ class Node:
         return self.gaps
 
     async def do_stats(self) -> dict[str, int]:
-        return self.bus.stats()
+        return self.bus.stats() | {"incomplete": counters["limpet_join_barrier_incomplete_total"]}
 
     async def do_close(self, namespace: str) -> None:
         await self.adapters.pop(namespace).close()
