@@ -88,7 +88,7 @@ class Router:
         else:
             final = bool(sid)
             self.next = slot = (self.next + 1) % 2
-        self.servers[slot].doorway.adopt(sock, data, address, hops, final)
+        self.servers[slot].doorway.adopt(sock, data, address, hops + 1, final)
 
     async def connect(self, slot: int, data: bytes, *, hops: int = 0, final: bool = False) -> Raw:
         """Open a connection whose first bytes come to a worker of our choice."""
@@ -295,7 +295,7 @@ class TestDecisions:
         foreign = request("GET", f"{PATH}&sid=AAkAAbm6lul2WwPUtO65")
         async with await router.connect(0, foreign, hops=MAX_HOPS - 1) as raw:
             assert (await raw.answer()).json["code"] == 1
-            assert [hops for _, _, hops in router.channels[0].moved] == [MAX_HOPS]
+            assert [hops for _, _, hops in router.channels[0].moved] == [MAX_HOPS - 1]
         async with await router.connect(1, foreign, hops=MAX_HOPS) as raw:
             assert (await raw.answer()).json["code"] == 1
             assert not router.channels[1].moved

@@ -118,7 +118,7 @@ class Doorway:
             sock: the connection; it belongs to the doorway from here on.
             data: what was read of it.
             address: the client's.
-            hops: hand-overs of this request between workers before.
+            hops: how often its first request was given back by workers before.
             final: its first request is answered here, whoever its session belongs to.
         """
         if self._closed:

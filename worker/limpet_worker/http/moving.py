@@ -25,7 +25,8 @@ class Migrator(Protocol):
         """Take a connection and the bytes read from it; False: not possible just now.
 
         The socket is a copy that belongs to the migrator, unless it returns False or raises.
-        ``hops`` counts the hand-overs of this request between workers, 0 for a new request.
+        ``hops`` is what the connection came with when this is its first request, else 0: how
+        often this request was given back before.
         """
 
 

@@ -456,8 +456,8 @@ class FrontDoor(Connection):
         if self._state != MOVE or self._transport.is_closing():
             return
         doorway = self._doorway
-        # Hops are counted for one request; a later one starts afresh.
-        hops = self._hops + 1 if self._first else 0
+        # Hops are counted for one request, by the balancer; a later one starts afresh.
+        hops = self._hops if self._first else 0
         address = self._client_address()
         self.deadline = 0.0
         if hand_back(doorway.migrator, self._transport, self._buffer, address, hops):
