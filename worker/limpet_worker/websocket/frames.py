@@ -129,19 +129,24 @@ class FrameParser:
         while at < end:
             if self.muted:
                 return
-            # Nearly every frame: whole, text, unfragmented, masked, shorter than 126 bytes.
-            # A shorter header than 6 bytes reads as a frame that is not whole.
+            # Nearly every frame: whole, text, unfragmented, masked, shorter than 64 KiB. Anything
+            # else (also a header that is not whole) is left to the general way.
             start = at + 6
             if data[at] == 0x81 and start <= end and self._quick:
-                stop = start + data[at + 1] - 0x80
-                if start <= stop <= end and stop - start <= _MAX_CONTROL:
-                    payload = apply_mask(data[start:stop], data[at + 2 : start])
-                    if stop - start <= self.limit:
-                        if not payload.isascii():
-                            check_utf8(payload)
-                        at = stop
-                        self.on_text(payload)
-                        continue
+                length = data[at + 1] - 0x80
+                if length == 126:
+                    length = data[at + 2] << 8 | data[at + 3]
+                    start += 2
+                elif length == 127:
+                    length = -1
+                stop = start + length
+                if start <= stop <= end and length <= self.limit:
+                    payload = apply_mask(data[start:stop], data[start - 4 : start])
+                    if not payload.isascii():
+                        check_utf8(payload)
+                    at = stop
+                    self.on_text(payload)
+                    continue
             at = self._frame(data, at, end)
 
     def _frame(self, data: bytes, at: int, end: int) -> int:

