@@ -213,13 +213,16 @@ def test_the_bulk_queue_stays_bounded(rig: Rig) -> None:
     sessions = [session for session, _ in pairs]
     flusher = rig.engine.flusher
     packet = EncodedPacket(b"2[]")
-    flusher._compact_at = 300
+    flusher._compact_at = 100
     for _ in range(100):
+        flusher._compact_at = 100
         flusher.broadcast(sessions, packet)
+        flusher.broadcast([], packet)
+        flusher.bulk.extend(sessions)  # as when hot flushes come between broadcasts
         for session in sessions:
             session.send("x")
         rig.loop.turn()
-        assert len(flusher.bulk) <= 5000
+        assert len(flusher.bulk) <= 200
     rig.loop.settle()
     assert not flusher.bulk
     for _, transport in pairs:
@@ -282,3 +285,23 @@ def test_the_poll_of_a_broadcast_is_not_answered_twice(rig: Rig) -> None:
     assert session.polling.poll(later)
     rig.loop.settle()
     assert later.payload is None
+
+
+def test_a_queue_that_shrank_by_itself_is_not_slow(rig: Rig) -> None:
+    session = stuck(rig, "polling")
+    for _ in range(1100):
+        session.send("x")
+    assert rig.engine.stats()["slow"] == 1
+    session.out = None
+    rig.loop.sleep(0.2)
+    assert rig.engine.stats()["slow"] == 0
+    assert session.over_since == 0.0
+
+
+def test_a_session_that_ends_while_it_is_slow(rig: Rig) -> None:
+    session = stuck(rig, "polling")
+    for _ in range(17):
+        session.send(b"x" * MIB)
+    session.fail("transport error")
+    rig.loop.settle()
+    assert rig.sink(session).reasons == ["transport error"]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from engine_fakes import RESPONSE, FakeTransport, Poll, Rig
+from engine_fakes import MASK, RESPONSE, FakeTransport, Poll, Rig
 from limpet_adapters.packet import EncodedPacket
 from limpet_worker.engineio.session import Session
+from limpet_worker.websocket.frames import CLOSE, PING, PONG, encode
 
 
 @pytest.fixture
@@ -574,3 +575,95 @@ def test_nothing_holds_an_ended_session(rig: Rig) -> None:
             assert sys.getrefcount(session) == 2
     finally:
         gc.enable()
+
+
+# --- the WebSocket itself ------------------------------------------------
+
+
+def test_control_frames(rig: Rig) -> None:
+    session, transport = rig.websocket()
+    connection = transport.connection
+    connection.data_received(encode(PING, b"a", MASK) + encode(PONG, b"", MASK))
+    session.send("x")
+    rig.loop.settle()
+    assert len(transport.writes) == 1
+    assert transport.take() == [("pong", b"a"), "4x"]
+    polling = rig.polling()
+    candidate = rig.candidate(polling)
+    candidate.connection.data_received(encode(PING, b"b", MASK))
+    assert candidate.take() == [("pong", b"b")]
+    candidate.connection.pause_writing()
+    candidate.connection.data_received(encode(PING, b"c", MASK))
+    candidate.connection.resume_writing()
+    assert candidate.take() == []
+
+
+def test_the_client_closes_first(rig: Rig) -> None:
+    session, transport = rig.websocket()
+    transport.connection.data_received(encode(CLOSE, b"\x03\xe9going", MASK))
+    assert transport.take() == [("close", 1001)]
+    assert transport.closed
+    assert not transport.aborted
+    assert rig.sink(session).reasons == ["transport close"]
+    rig.loop.sleep(31.0)  # the rest could not be written
+    assert transport.aborted
+
+
+@pytest.mark.parametrize("eof", [True, False])
+def test_a_broken_frame(rig: Rig, eof: bool) -> None:
+    session, transport = rig.websocket()
+    transport.can_write_eof = lambda: eof  # type: ignore[method-assign]
+    transport.connection.data_received(b"\xff\xff\xff")
+    assert transport.take() == [("close", 1002)]
+    assert (transport.ended, transport.closed) == (eof, not eof)
+    assert rig.sink(session).reasons == ["transport error"]
+    transport.connection.data_received(b"\xff" * 1000)
+    transport.lose()
+    transport.connection.data_received(b"late")
+    transport.connection.close()
+    transport.connection.abort()
+    assert len(rig.sink(session).events) == 1
+
+
+def test_a_broken_frame_after_our_close_frame(rig: Rig) -> None:
+    session, transport = rig.websocket()
+    session.close()
+    transport.take()
+    transport.connection.data_received(b"\xff\xff\xff")
+    assert transport.take() == []
+    assert transport.ended
+
+
+def test_an_error_in_the_sink_is_not_hidden(rig: Rig) -> None:
+    session, transport = rig.websocket()
+    session.sink = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError):
+        transport.receive("4a")  # asyncio closes the connection
+
+
+def test_what_comes_before_there_is_a_sink_and_after_the_end(rig: Rig) -> None:
+    session, _ = rig.websocket()
+    session.close()
+    session.sink.on_text(b"")
+    session.sink.on_binary(b"")
+    session.sink.on_upgrade()
+    session.sink.on_close("")
+    assert rig.sink(session).events == [("close", "forced close")]
+
+
+def test_a_pong_that_is_too_late_already(rig: Rig) -> None:
+    session = rig.polling()
+    assert not session.expire()
+    rig.loop.sleep(25.3)
+    assert not session.expire()
+    rig.loop.now += 20.5
+    assert session.expire()
+    assert rig.sink(session).reasons == ["ping timeout"]
+    assert session.on_deadline(rig.loop.now) is None
+
+
+def test_logs_show_no_secret(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "limpet")
+    session, _ = rig.upgraded()
+    assert session.sid[:6] in caplog.text
+    assert session.sid not in caplog.text

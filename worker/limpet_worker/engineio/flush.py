@@ -53,12 +53,6 @@ class Flusher:
         self._compact_at = _COMPACT
         """Length of ``bulk`` at which repeated entries are looked for."""
 
-    def add(self, session: Session) -> None:
-        """Flush a session at the end of this loop turn."""
-        self.hot.append(session)
-        if not self.scheduled:
-            self.schedule()
-
     def schedule(self) -> None:
         """See to it that ``flush`` is called in the next loop turn."""
         self.scheduled = True
