@@ -272,5 +272,5 @@ class SessionMachine(RuleBasedStateMachine):
 
 def test_any_order_of_events() -> None:
     run_state_machine_as_test(
-        SessionMachine, settings=settings(max_examples=200, stateful_step_count=40, deadline=None)
+        SessionMachine, settings=settings(max_examples=100, stateful_step_count=40, deadline=None)
     )

@@ -7,8 +7,9 @@ OPENING     the application is being told        OPEN when it has given a sink
 OPEN        messages flow                        UPGRADING, CLOSING, CLOSED
 UPGRADING   a WebSocket has probed; messages     OPEN: packet ``5`` (over WebSocket now), or the
             still flow by polling                WebSocket failed (still polling); CLOSING, CLOSED
-CLOSING     closed by us; the last packets wait  CLOSED: they were fetched, or ``close_timeout``
-            for the client's next poll
+CLOSING     closed by us; the last packets wait  CLOSED: they and then the packet ``1`` were
+            for the client's next poll           fetched, or went over a WebSocket that had
+                                                 probed, or ``close_timeout``
 CLOSED      nothing is left but the object
 =========== ==================================== ================================================
 
