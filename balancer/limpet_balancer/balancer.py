@@ -43,7 +43,7 @@ from limpet_balancer.handover import (
     encode_reject,
     encode_stats,
 )
-from limpet_balancer.head import BadRequestLine, Place, Request, RequestReader
+from limpet_balancer.head import HEAD_END, BadRequestLine, Place, Request, RequestReader
 from limpet_balancer.heads import Failed, WaitingHeads, judge
 from limpet_balancer.listening import Listener, describe, open_listeners
 from limpet_balancer.placing import (
@@ -69,6 +69,7 @@ logger = logging.getLogger("limpet.balancer")
 
 ACCEPTS_PER_TURN: Final = 64
 """Connections accepted before channels get their turn."""
+_SPACE: Final = 32
 _TICK: Final = 0.025
 """Seconds between looks at what waits; there is no timer while nothing does."""
 _LAST_ANSWERS: Final = 0.1
@@ -246,7 +247,7 @@ class Balancer:
             else:
                 arrival = Arrival(sock, family, "unix", b"")
             self._read_head(arrival, now)
-        if self.placing.waits:
+        if self.placing.anyone_waits:
             self._serve(now)
 
     def _read_head(self, arrival: Arrival, now: float) -> None:
@@ -261,7 +262,10 @@ class Balancer:
             arrival.sock.close()
             return
         arrival.data = data
-        self._judge(arrival, now)
+        if data.endswith(HEAD_END) and data[0] > _SPACE:  # whole and without a body: most are
+            self._route(arrival, now)
+        else:
+            self._judge(arrival, now)
 
     def _judge(self, arrival: Arrival, now: float) -> None:
         verdict = judge(arrival.data)
@@ -347,8 +351,9 @@ class Balancer:
 
     def _serve(self, now: float) -> None:
         """Give out what no longer has to wait."""
-        for arrival, decision in self.placing.due(now):
-            self._act(arrival, decision, now)
+        if self.placing.anyone_waits:
+            for arrival, decision in self.placing.due(now):
+                self._act(arrival, decision, now)
         if "waiting" in self._pauses and not self.placing.crowded:
             self._resume("waiting")
 
@@ -455,7 +460,13 @@ class Balancer:
         self._serve(now)
 
     def _received(self, channel: Channel, message: Message, fd: int, now: float) -> None:
-        if isinstance(message, Connection) and channel.worker is not None:
+        worker = channel.worker
+        if isinstance(message, Acknowledge) and worker is not None and fd < 0:
+            for arrival in worker.ledger.acknowledge(message.upto):
+                arrival.sock.close()
+            worker.blocked = False
+            return
+        if isinstance(message, Connection) and worker is not None:
             self._take_back(channel, message, fd)
             return
         if fd >= 0:
@@ -467,18 +478,13 @@ class Balancer:
             channel.link.send(encode_stats(self.stats()))
         elif isinstance(message, Register):
             self._register(channel, message, now)
+        elif worker is None:
+            raise HandoverError(f"{type(message).__name__} before Register")
         else:
-            worker = channel.worker
-            if worker is None:
-                raise HandoverError(f"{type(message).__name__} before Register")
             self._heard(worker, message, now)
 
     def _heard(self, worker: Worker, message: Message, now: float) -> None:
-        if isinstance(message, Acknowledge):
-            for arrival in worker.ledger.acknowledge(message.upto):
-                arrival.sock.close()
-            worker.blocked = False
-        elif isinstance(message, Load):
+        if isinstance(message, Load):
             self.placing.load(worker, message.sessions, message.full)
         elif isinstance(message, Ready):
             logger.info("worker %d is ready", worker.address.slot)

@@ -349,10 +349,10 @@ class Ledger(Generic[Item]):
     @property
     def oldest(self) -> Item | None:
         """What has been waiting the longest, or None."""
-        for item in self._items:
-            if item is not None:
-                return item
-        return None
+        items = self._items
+        if items and items[0] is not None:
+            return items[0]
+        return next((item for item in items if item is not None), None)
 
     def add(self, item: Item) -> None:
         """Note what has just been sent under `next_number`."""

@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 HEAD_END: Final = b"\r\n\r\n"
+_SLASH: Final = 47
+_AMPERSAND: Final = 38
 _LONGEST_KEY: Final = 9
 """Characters of ``sid`` with each letter percent-encoded."""
 _LONGEST_VALUE: Final = 3 * 20
@@ -35,6 +37,10 @@ class Request(NamedTuple):
     """As the client sent it, decoded; it may be malformed. None on other paths and when empty."""
 
 
+_OPENING: Final = Request(b"GET", Place.ENGINE, None)
+"""What opens a session: the most frequent request, made once."""
+
+
 class BadRequestLine(Exception):  # noqa: N818 - the field's name for it
     """The bytes do not open with an HTTP/1 request line."""
 
@@ -48,7 +54,7 @@ def sid_in(query: bytes) -> str | None:
         # One plain "sid=": by far the most frequent form, found without splitting.
         if (
             query.startswith(b"sid=", at)
-            and (at == 0 or query[at - 1] == 38)
+            and (at == 0 or query[at - 1] == _AMPERSAND)
             and query.find(b"sid", at + 4) < 0
         ):
             end = query.find(b"&", at)
@@ -95,9 +101,14 @@ class RequestReader:
         target, _, version = rest.rpartition(b" ")
         if not target or not version.startswith(b"HTTP/1."):
             raise BadRequestLine("no HTTP/1 request line")
-        path, _, query = _origin_form(target).partition(b"?")
+        if target[0] != _SLASH or b"#" in target:
+            target = _origin_form(target)
+        path, _, query = target.partition(b"?")
         if path.startswith(self._engine_below) or path == self._engine:
-            return Request(method, Place.ENGINE, sid_in(query))
+            sid = sid_in(query)
+            if sid is None and method == b"GET":
+                return _OPENING
+            return Request(method, Place.ENGINE, sid)
         if path == self._health and path and method in {b"GET", b"HEAD"}:
             return Request(method, Place.HEALTH, None)
         return Request(method, Place.OTHER, None)
@@ -105,7 +116,7 @@ class RequestReader:
 
 def _origin_form(target: bytes) -> bytes:
     """Return path and query of a target: a proxy may send the whole URL; a fragment is none."""
-    if target[0] != 47:
+    if target[0] != _SLASH:
         _, found, rest = target.partition(b"://")
         if found:
             at = min((i for i in (rest.find(b"/"), rest.find(b"?")) if i >= 0), default=len(rest))

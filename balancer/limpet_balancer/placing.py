@@ -36,6 +36,12 @@ class Kind(Enum):
     """The worker that its session id names."""
 
 
+# An enum's member costs a slow look-up; these are asked several times per connection.
+_NEW: Final = Kind.NEW
+_ANY: Final = Kind.ANY
+_BOUND: Final = Kind.BOUND
+
+
 class Refusal(Enum):
     """Why a connection is answered 503."""
 
@@ -59,8 +65,14 @@ class Arrival(Parcel):
         hops: int = 0,
         final: bool = False,
     ) -> None:
-        super().__init__(sock, family, address, data, hops=hops, final=final)
-        self.kind = Kind.ANY
+        # As the parent does, without the call: this is once per connection.
+        self.sock = sock
+        self.family = family
+        self.address: Address = address
+        self.data = data
+        self.hops = hops
+        self.final = final
+        self.kind = _ANY
         self.owner: WorkerAddress | None = None
         """The worker that its session id names, when kind is BOUND."""
         self.since = 0.0
@@ -236,26 +248,26 @@ class Placing:
     def bind(self, arrival: Arrival, owner: WorkerAddress | None) -> None:
         """Note which worker a connection's session id names; None for a malformed id."""
         if owner is None or owner.node != self.node:
-            arrival.kind = Kind.ANY
+            arrival.kind = _ANY
             arrival.final = True
         elif arrival.final:
-            arrival.kind = Kind.ANY
+            arrival.kind = _ANY
         else:
-            arrival.kind = Kind.BOUND
+            arrival.kind = _BOUND
             arrival.owner = owner
 
     def place(self, arrival: Arrival, now: float) -> Worker | Refusal | None:
         """Decide on a connection; None means that it waits here and `due` will name it."""
-        if arrival.kind is Kind.BOUND:
+        if arrival.kind is _BOUND:
             worker = self._owner(arrival, now)
-            if arrival.kind is Kind.BOUND:
+            if arrival.kind is _BOUND:
                 return worker
-        queue = self._new if arrival.kind is Kind.NEW else self._any
+        queue = self._new if arrival.kind is _NEW else self._any
         if not queue:
             chosen = self.choose(arrival, now)
             if chosen is not None:
                 return chosen
-        if arrival.kind is Kind.NEW and self.is_full:
+        if arrival.kind is _NEW and self.is_full:
             return Refusal.FULL
         arrival.since = now
         queue.append(arrival)
@@ -264,10 +276,14 @@ class Placing:
     def choose(self, arrival: Arrival, now: float) -> Worker | None:
         """Return the worker with the least load that takes a connection of no owner."""
         limits = self.limits
-        is_new = arrival.kind is Kind.NEW
+        is_new = arrival.kind is _NEW
         best: Worker | None = None
         lowest = 0
-        for worker in self._candidates(arrival):
+        candidates: Collection[Worker] = self._open
+        if arrival.final and not candidates:
+            # Nobody takes sessions, but one that is draining can still say "unknown".
+            candidates = self.workers.values()
+        for worker in candidates:
             owed = worker.ledger.count
             if worker.blocked or owed >= limits.unacknowledged or now < worker.unable_until:
                 continue
@@ -283,18 +299,12 @@ class Placing:
                 lowest = load
         return best
 
-    def _candidates(self, arrival: Arrival) -> Collection[Worker]:
-        if self._open or not arrival.final:
-            return self._open
-        # Nobody takes sessions, but one that is draining can still say "unknown".
-        return self.workers.values()
-
     def handed(self, worker: Worker, arrival: Arrival, now: float) -> None:
         """Note that a connection has been sent to a worker."""
         arrival.sent = now
         worker.ledger.add(arrival)
         worker.handed += 1
-        if arrival.kind is not Kind.BOUND:
+        if arrival.kind is not _BOUND:
             self._turn += 1
             worker.turn = self._turn
             worker.recent += 1
@@ -303,9 +313,9 @@ class Placing:
         """Keep a connection that a worker's channel did not take: it is next in its turn."""
         worker.blocked = True
         arrival.since = now
-        if arrival.kind is Kind.BOUND:
+        if arrival.kind is _BOUND:
             worker.waiting.appendleft(arrival)
-        elif arrival.kind is Kind.NEW:
+        elif arrival.kind is _NEW:
             self._new.appendleft(arrival)
         else:
             self._any.appendleft(arrival)
@@ -351,7 +361,7 @@ class Placing:
     @staticmethod
     def _finish(arrival: Arrival) -> None:
         """Its session cannot come back: any worker says so."""
-        arrival.kind = Kind.ANY
+        arrival.kind = _ANY
         arrival.owner = None
         arrival.final = True
 
@@ -380,7 +390,7 @@ class Placing:
         chosen = self.choose(arrival, now)
         if chosen is not None:
             return chosen
-        if arrival.kind is Kind.NEW and self.is_full:
+        if arrival.kind is _NEW and self.is_full:
             return Refusal.FULL
         if not self._open:
             alone = max(arrival.since, self._alone_since)
@@ -399,7 +409,7 @@ class Placing:
                     self._finish(arrival)
                 queue.popleft()
                 # Queued and not given, so that `due` hands out in one place only.
-                if arrival.kind is Kind.BOUND:
+                if arrival.kind is _BOUND:
                     worker = self.workers[slot]
                     if worker.address == arrival.owner:
                         worker.waiting.append(arrival)
@@ -437,6 +447,16 @@ class Placing:
         for worker in self.workers.values():
             count += len(worker.waiting)
         return count
+
+    @property
+    def anyone_waits(self) -> bool:
+        """Whether a connection waits here."""
+        if self._new or self._any or self._absent:
+            return True
+        for worker in self.workers.values():  # noqa: SIM110 - a generator costs twice as much
+            if worker.waiting:
+                return True
+        return False
 
     @property
     def crowded(self) -> bool:
