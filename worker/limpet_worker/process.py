@@ -16,6 +16,7 @@ from limpet_adapters.counters import counters
 from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
 from limpet_adapters.rundir import RunDirectory, Slot
 from limpet_balancer.channel import WorkerChannel
+from limpet_worker.allocator import keep_freed_memory
 from limpet_worker.errors import OptionError
 from limpet_worker.http.frontdoor import Doorway
 from limpet_worker.http.site import Site
@@ -200,6 +201,7 @@ async def run_worker(
         RunDirectoryError: the slot is held by another process.
         OptionError: the application does not fit the cluster.
     """
+    keep_freed_memory()
     worker = Worker(config)
     try:
         await worker.start(load_app)

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 from limpet_adapters.identity import IdFactory, WorkerAddress
 from limpet_adapters.memory import MemoryAdapter
+from limpet_worker.allocator import keep_freed_memory
 from limpet_worker.http.frontdoor import Doorway
 from limpet_worker.presence import LocalPresence
 from limpet_worker.process import settle_memory, start_site
@@ -90,6 +91,7 @@ async def _until_signal(io: Server, host: str | None, port: int) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
+    keep_freed_memory()
     async with serving(io, host, port) as addresses:
         settle_memory()
         for address in addresses:
