@@ -121,6 +121,7 @@ class Bus:
         self._push_send: Callable[[bytes, int], object] | None = None
         # sending
         self._sending = False
+        self._closed = False
         self._outgoing = Outgoing()
         self._retry: asyncio.TimerHandle | None = None
         self._counter = 0  # frames handed to the PUSH
@@ -216,6 +217,9 @@ class Bus:
         if len(payload) > wire.MESSAGE_LIMIT - wire.HEADER_SIZE:
             self._drop(1, "too large")
             return
+        if self._closed:
+            self._drop(1, "closed")
+            return
         if len(self._outgoing) or not self._hand_over(topic, kind, payload):
             dropped = self._outgoing.put(Waiting(self._loop.time(), topic, kind, payload))
             if dropped:
@@ -246,8 +250,11 @@ class Bus:
 
     async def close(self) -> None:
         """Leave the bus; what was handed to the hub before is still sent."""
+        self._closed = True
         self.ready.clear()
         self._sending = False
+        if len(self._outgoing):
+            self._drop(len(self._outgoing), "closed")
         for timer in (self._sweep, self._retry, self._expiry):
             if timer is not None:
                 timer.cancel()

@@ -187,6 +187,19 @@ async def test_messages_without_a_hub_are_bounded_and_told(rundir: RunDirectory)
         await until(lambda: two.socket.received == [b"kept"])
 
 
+async def test_what_a_closed_bus_cannot_send_is_told(rundir: RunDirectory) -> None:
+    async with rig(rundir) as running:
+        one, _ = await running.pair()
+        await running.stop_hub()
+        await until(lambda: not one.bus.ready.is_set())
+        one.emit(b"waits")
+        await one.bus.close()
+        one.emit(b"late")
+        assert one.gaps == [{"kind": "lost", "count": 1, "reason": "closed"}] * 2
+        assert one.socket.received == [b"waits", b"late"]
+        await running.start_hub()
+
+
 async def test_a_barrier_ends_in_time_and_one_cancelled_harms_no_other(
     rundir: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
