@@ -1,0 +1,1 @@
+"""Which worker gets which connection: accepting, placing, and the hand-over to it (both ends)."""
