@@ -1,0 +1,308 @@
+"""Processes killed and stopped under load: what clients notice, and how soon all is well again.
+
+Deadlines are ten times what is promised; orders, counts and causes are exact.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from itertools import count
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from faults.crowd import (
+    Caller,
+    Crowd,
+    Failure,
+    assert_undisturbed,
+    attempt,
+    kill,
+    members,
+    shows,
+    working,
+)
+from harness import RunningCluster
+from raw_clients import Client, eventually
+
+pytestmark = [pytest.mark.processes]
+
+PRESENCE = 1.0
+"""Seconds until presence is right after a worker's death; promised are 0.1."""
+BACK = 10.0
+"""Seconds until the clients of a killed worker are back, or the bus; promised is 1."""
+UNNOTICED = 3.0
+"""Seconds that the slowest answer of an undisturbed client may take while another process
+starts on the same two cores; on a quiet machine it is well below 0.3."""
+
+
+class Newcomers:
+    """Clients that connect one after the other, by either transport in turn, and leave."""
+
+    def __init__(self, cluster: RunningCluster) -> None:
+        self.cluster = cluster
+        self.came = 0
+        self.failures: list[Failure] = []
+        self.problems: list[str] = []
+
+    async def next(self) -> None:
+        transport = ("websocket", "polling")[self.came % 2]
+        client = Client(self.cluster.address, transport, problems=self.problems)
+        if await attempt(client, self.failures):
+            self.came += 1
+            await client.close()
+
+
+class Publisher:
+    """Says 1, 2, 3, … in a room, without waiting for anything."""
+
+    def __init__(self, caller: Caller, room: str) -> None:
+        self.name = caller.name
+        self.said = 0
+        self._caller = caller
+        self._room = room
+
+    async def next(self) -> None:
+        self.said += 1
+        self._caller.client.emit("say", self._room, self.name, self.said)
+
+    def heard_by(self, listener: Caller) -> list[int]:
+        return listener.heard.get(self.name, [])
+
+    def assert_heard(self, listeners: list[Caller], first: int = 1) -> None:
+        """Fail unless each heard everything from a number on, once and in order."""
+        for listener in listeners:
+            heard = [n for n in self.heard_by(listener) if n >= first]
+            missing = sorted(set(range(first, self.said + 1)) - set(heard))
+            assert not missing, f"{listener.name} did not hear {missing} of {self.name}"
+            assert heard == list(range(first, self.said + 1))
+
+
+async def _restarted(cluster: RunningCluster, name: str, old_pid: int) -> None:
+    await asyncio.to_thread(cluster.wait_restarted, name, old_pid)
+
+
+async def test_a_worker_is_killed_under_load(whole_cluster: RunningCluster) -> None:
+    cluster = whole_cluster
+    pid, other_pid = cluster.pids["worker-0"], cluster.pids["worker-1"]
+    newcomers = Newcomers(cluster)
+    async with Crowd(cluster, 500, polling=150, pause=1.0) as crowd:
+        lost, others = crowd.of(pid), crowd.of(other_pid)
+        assert len(lost) + len(others) == 500
+        assert 200 <= len(lost) <= 300
+        await shows(cluster, crowd.room, crowd.ids, BACK)
+        dead = {caller.client.id for caller in lost}
+        async with working(newcomers.next, 0.02):
+            await asyncio.sleep(1)
+            crowd.mark()
+            killed = time.monotonic()
+            died = await kill(pid)
+
+            asked, shown = killed, dead
+            while shown & dead:
+                assert asked - killed < PRESENCE, f"{len(shown & dead)} of the dead are shown"
+                asked = time.monotonic()
+                shown, complete = await asyncio.to_thread(members, cluster, crowd.room)
+                assert complete
+            await crowd.complete(BACK)
+            assert time.monotonic() - killed < BACK
+        assert_undisturbed(others, UNNOTICED)
+        assert {len(caller.losses) for caller in lost} == {1}
+        assert crowd.ids.isdisjoint(dead)
+        await shows(cluster, crowd.room, crowd.ids, PRESENCE)
+        await _restarted(cluster, "worker-0", pid)
+    assert crowd.problems == newcomers.problems == []
+    assert newcomers.came > 20
+    for failure in crowd.failures + newcomers.failures:
+        # What the worker had in hand went with it; nothing was refused, and nothing later failed.
+        assert failure.ended, failure
+        assert failure.began < died, failure
+
+
+async def test_the_balancer_is_killed_under_load(whole_cluster: RunningCluster) -> None:
+    cluster = whole_cluster
+    pid = cluster.pids["balancer"]
+    async with Crowd(cluster, 100, polling=30, pause=0.1) as crowd:
+        await asyncio.sleep(0.5)
+        crowd.mark()
+        await kill(pid)
+        problems: list[str] = []
+        failures: list[Failure] = []
+        newcomers = [
+            Client(cluster.address, ("websocket", "polling")[n % 2], problems=problems)
+            for n in range(60)
+        ]
+        came = await asyncio.gather(*(attempt(one, failures) for one in newcomers))
+        assert failures == []
+        assert all(came)
+        for client in newcomers:
+            assert await client.call("echo", client.id) == client.id
+            await client.close()
+        await _restarted(cluster, "balancer", pid)
+        assert problems == []
+        assert_undisturbed(crowd.callers, UNNOTICED)
+    assert crowd.problems == []
+    assert crowd.failures == []
+
+
+async def test_the_hub_is_killed_under_load(whole_cluster: RunningCluster) -> None:
+    cluster = whole_cluster
+    pid = cluster.pids["hub"]
+    async with Crowd(cluster, 40, polling=10, pause=0.2) as crowd:
+        ours, theirs = (crowd.of(cluster.pids[f"worker-{slot}"]) for slot in (0, 1))
+        assert min(len(ours), len(theirs)) > 10
+        for caller in ours:
+            await caller.client.call("join", "local")
+        near = Publisher(ours[0], "local")
+        wide = [Publisher(ours[1], crowd.room), Publisher(theirs[1], crowd.room)]
+        publishers = [near, *wide]
+
+        async def say() -> None:
+            for publisher in publishers:
+                await publisher.next()
+
+        async with working(say, 0.02):
+            await asyncio.sleep(1)
+            crowd.mark()
+            before = [publisher.said for publisher in publishers]
+            killed = time.monotonic()
+            await kill(pid)
+            during = [publisher.said for publisher in publishers]
+
+            def back() -> bool:
+                return all(
+                    publisher.heard_by(listener)[-1] > said
+                    for publisher, said, others in zip(
+                        wide, during[1:], (theirs, ours), strict=True
+                    )
+                    for listener in others
+                )
+
+            await eventually(back, BACK, "rooms across workers are not back")
+            assert time.monotonic() - killed < BACK
+            await _restarted(cluster, "hub", pid)
+            again = [publisher.said for publisher in publishers]
+            await shows(cluster, crowd.room, crowd.ids, BACK)
+            await shows(cluster, "local", {caller.client.id for caller in ours}, BACK)
+            await asyncio.sleep(0.5)
+        await eventually(
+            lambda: all(p.heard_by(caller)[-1] == p.said for p in wide for caller in crowd.callers),
+            BACK,
+            "the last message does not arrive",
+        )
+        # Within a worker nothing was lost; nor was anything that did not wait in the hub.
+        near.assert_heard(ours)
+        wide[0].assert_heard(ours)
+        wide[1].assert_heard(theirs)
+        wide[0].assert_heard(theirs, first=again[1])
+        wide[1].assert_heard(ours, first=again[2])
+        for publisher, said, others in zip(wide, before[1:], (theirs, ours), strict=True):
+            for listener in others:
+                assert len([n for n in publisher.heard_by(listener) if n <= said]) > said - 50
+        for caller in (ours[0], theirs[0]):
+            gaps = await caller.client.call("gaps")
+            assert ["uncertain", "hub restart"] in [[one["kind"], one["reason"]] for one in gaps]
+        assert_undisturbed(crowd.callers, UNNOTICED)
+    assert crowd.problems == []
+    assert crowd.failures == []
+
+
+async def test_a_worker_is_stopped_for_a_while(whole_cluster: RunningCluster) -> None:
+    cluster = whole_cluster
+    pid, other_pid = cluster.pids["worker-1"], cluster.pids["worker-0"]
+    async with Crowd(cluster, 60, polling=20, pause=0.2) as crowd:
+        stopped, others = crowd.of(pid), crowd.of(other_pid)
+        publisher = Publisher(others[0], crowd.room)
+        problems: list[str] = []
+        failures: list[Failure] = []
+        first: list[asyncio.Task[bool]] = []
+        crowd.mark()
+        async with working(publisher.next, 0.02):
+            began = time.monotonic()
+            os.kill(pid, signal.SIGSTOP)
+            try:
+                # It may be given these, for a tenth of a second; then it is known to be slow.
+                early = [Client(cluster.address, problems=problems) for _ in range(6)]
+                first = [asyncio.create_task(attempt(client, failures)) for client in early]
+                await asyncio.sleep(0.5)
+                pids = set()
+                for number in count():
+                    client = Client(
+                        cluster.address, ("websocket", "polling")[number % 2], problems=problems
+                    )
+                    await client.connect(UNNOTICED)
+                    pids.add((await client.call("whoami"))["pid"])
+                    await client.close()
+                    if number > 20 and time.monotonic() - began > 3:
+                        break
+                    await asyncio.sleep(0.05)
+                assert pids == {other_pid}
+                assert_undisturbed(others, UNNOTICED)
+            finally:
+                os.kill(pid, signal.SIGCONT)
+            assert await asyncio.gather(*first) == [True] * 6, failures
+            for client in early:
+                await client.close()
+            await asyncio.sleep(0.5)
+        await eventually(
+            lambda: all(publisher.heard_by(c)[-1] == publisher.said for c in crowd.callers),
+            BACK,
+            "what was said meanwhile does not arrive",
+        )
+        publisher.assert_heard(crowd.callers)
+        assert_undisturbed(others, UNNOTICED)
+        assert_undisturbed(stopped, time.monotonic() - began)
+        assert {cluster.pids["worker-0"], cluster.pids["worker-1"]} == {pid, other_pid}
+    assert crowd.problems == problems == []
+    assert crowd.failures == failures == []
+
+
+async def test_a_worker_that_stays_silent_is_replaced(
+    spawn_cluster: Callable[..., RunningCluster],
+) -> None:
+    cluster = spawn_cluster("servers.faults_app:io", 2, "--stall-after=1.5")
+    pid, other_pid = cluster.pids["worker-0"], cluster.pids["worker-1"]
+    async with Crowd(cluster, 20, polling=6, pause=0.1) as crowd:
+        stopped, others = crowd.of(pid), crowd.of(other_pid)
+        crowd.mark()
+        os.kill(pid, signal.SIGSTOP)
+        # Silence of 1.5 s, 2 s to say where it stands, and a start.
+        await _restarted(cluster, "worker-0", pid)
+        await crowd.complete(BACK)
+        assert_undisturbed(others, UNNOTICED)
+        assert {len(caller.losses) for caller in stopped} == {1}
+        await shows(cluster, crowd.room, crowd.ids, PRESENCE)
+        assert cluster.pids["worker-1"] == other_pid
+    assert crowd.problems == []
+    assert crowd.failures == []
+
+
+async def test_nothing_outlives_a_killed_supervisor(
+    spawn_cluster: Callable[..., RunningCluster],
+) -> None:
+    cluster = spawn_cluster("servers.faults_app:io", 2)
+    pids = cluster.pids
+    everybody = [one.pid for one in psutil.Process(cluster.pid).children(recursive=True)]
+    assert set(everybody) >= set(pids.values()) - {cluster.pid}
+    async with Crowd(cluster, 20, polling=6, pause=0.1, returns=False) as crowd:
+        await asyncio.to_thread(cluster.kill)
+        await eventually(lambda: not any(map(psutil.pid_exists, everybody)), 5)
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(cluster.address, 5)
+        await eventually(lambda: all(caller.losses for caller in crowd.callers), 5)
+    for name in ("hub.sock", "api.sock", "balancer.sock", "supervisor.sock"):
+        with socket.socket(socket.AF_UNIX) as connection, pytest.raises(OSError):
+            connection.connect(os.fspath(cluster.run_directory / name))
+
+    # What it left behind hinders no successor.
+    await asyncio.to_thread(cluster.start, "{}:{}".format(*cluster.address))
+    assert set(cluster.pids.values()).isdisjoint(everybody)
+    async with Crowd(cluster, 20, polling=6, pause=0.1) as crowd:
+        await shows(cluster, crowd.room, crowd.ids, PRESENCE)
+    assert crowd.problems == []
+    assert crowd.failures == []
