@@ -1,0 +1,1 @@
+"""The clients: the Python one, and the browser's as package data."""
