@@ -22,6 +22,7 @@ from faults.crowd import (
     Failure,
     assert_undisturbed,
     attempt,
+    balancer,
     kill,
     members,
     shows,
@@ -122,6 +123,34 @@ async def test_a_worker_is_killed_under_load(whole_cluster: RunningCluster) -> N
         # What the worker had in hand went with it; nothing was refused, and nothing later failed.
         assert failure.ended, failure
         assert failure.began < died, failure
+
+
+async def test_a_worker_is_killed_with_connections_on_their_way_to_it(
+    whole_cluster: RunningCluster,
+) -> None:
+    cluster = whole_cluster
+    pid = cluster.pids["worker-1"]
+    problems: list[str] = []
+    failures: list[Failure] = []
+    newcomers = [
+        Client(cluster.address, ("websocket", "polling")[n % 2], problems=problems)
+        for n in range(100)
+    ]
+    redispatched = (await balancer(cluster))["redispatched"]
+    os.kill(pid, signal.SIGSTOP)  # so that it acknowledges none of them
+    connecting = asyncio.gather(*(attempt(client, failures) for client in newcomers))
+    await asyncio.sleep(0.3)
+    owed = (await balancer(cluster))["unacknowledged"]
+    assert owed > 0
+    await kill(pid)
+    assert all(await connecting), failures
+    assert failures == []
+    assert problems == []
+    assert (await balancer(cluster))["redispatched"] - redispatched >= owed
+    for client in newcomers:
+        assert await client.call("echo", client.id) == client.id
+        await client.close()
+    await _restarted(cluster, "worker-1", pid)
 
 
 async def test_the_balancer_is_killed_under_load(whole_cluster: RunningCluster) -> None:
