@@ -49,6 +49,9 @@ BARRIER_SECONDS: Final = 1.0
 LINGER_SECONDS: Final = 10.0
 """How long a topic that nobody needs any more stays subscribed."""
 _RETRY: Final = 0.005
+_EVENTS: Final = int(zmq.EVENTS)
+_READABLE: Final = int(zmq.POLLIN)
+_FEW: Final = 3
 _UNHEARD: Final = 2.0  # a subscription that long without an answer is made again
 _OVERDUE: Final = 0.05  # later than that a timer says that the loop hung, not that time passed
 
@@ -73,7 +76,7 @@ class Bus:
         ValueError: an option is out of range.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0915 - the inventory of its state
         self,
         rundir: RunDirectory,
         control: ControlClient,
@@ -92,6 +95,9 @@ class Bus:
         self.buckets = buckets
         self.on_gap = on_gap
         """Told of each loss, for the application."""
+        self.before_reading: Callable[[], object] = _nothing
+        self.after_reading: Callable[[], object] = _nothing
+        """Called around each batch of frames: what they send may be written together."""
         self.ready = asyncio.Event()
         """Set while the hub takes our messages and we read its own."""
         self.workers: dict[WorkerAddress, int] = {}
@@ -115,6 +121,7 @@ class Bus:
         self._had_life = False  # a hub was open to us before
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
         self._sub: zmq.Socket[bytes] | None = None
+        self._look: Callable[[int], int]  # of the SUB
         self._sub_fd = -1
         self._drain_due = False
         self._push: zmq.Socket[bytes] | None = None  # None until the hub is open
@@ -315,6 +322,7 @@ class Bus:
         sub.setsockopt(zmq.MAXMSGSIZE, wire.MESSAGE_LIMIT)
         sub.connect(self._rundir.bus("out", incarnation))
         self._sub = sub
+        self._look = wire.looker(sub)
         self._sub_fd = int(sub.getsockopt(zmq.FD))
         self._loop.add_reader(self._sub_fd, self._drain)
         self._subscribe_all(sub, list(self.sequencer.streams))
@@ -427,8 +435,13 @@ class Bus:
         origin = self._origin
         nowait = zmq.NOBLOCK
         integer = int.from_bytes
+        look = self._look
+        self.before_reading()
         try:
-            for _ in range(READ_BATCH):
+            for number in range(READ_BATCH):
+                # When little comes, asking first is cheaper than to be refused at the end.
+                if 0 < number < _FEW and not look(_EVENTS) & _READABLE:
+                    return
                 frame = receive(nowait)
                 stream = streams.get(frame[:3])
                 if stream is None:
@@ -444,6 +457,8 @@ class Bus:
                         return
         except zmq.Again:
             return
+        finally:
+            self.after_reading()
         self._drain_due = True  # more is waiting, and the FD may not fire again
         self._loop.call_soon(self._drain)
 
@@ -658,3 +673,7 @@ class Bus:
                 self.on_gap(gap)
             except Exception:
                 logger.exception("the handler of bus gaps failed")
+
+
+def _nothing() -> None:
+    """Do nothing, before and after a batch."""

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from limpet_adapters.allocator import keep_freed_memory, settle_memory
 from limpet_adapters.bus import Bus, Gap
 from limpet_adapters.control import ControlClient, Hello
 from limpet_adapters.counters import counters
 from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
 from limpet_adapters.rundir import RunDirectory, Slot
 from limpet_balancer.channel import WorkerChannel
-from limpet_worker.allocator import keep_freed_memory
 from limpet_worker.errors import OptionError
+from limpet_worker.http.files import File
 from limpet_worker.http.frontdoor import Doorway
 from limpet_worker.http.site import Site
 from limpet_worker.presence import WorkerPresence
@@ -57,8 +57,9 @@ class Worker:
         RunDirectoryError: the slot is held by another process.
     """
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, files: Mapping[str, File] | None = None) -> None:
         self.config = config
+        self.files = files
         self.slot = Slot(config.run, config.slot)
         self.address = WorkerAddress(config.node, config.slot, self.slot.incarnation)
         self.id = new_worker_id()
@@ -114,7 +115,12 @@ class Worker:
                 presence_source=self.presence,
             )
         )
-        doorway = self.doorway = Doorway(app.engine, await start_site(app))
+        # What one batch of the bus brings is written at its end.
+        self.bus.before_reading = app.engine.flusher.hold
+        self.bus.after_reading = app.engine.flusher.flush_held
+        doorway = self.doorway = Doorway(
+            app.engine, await start_site(app), files=self.files if app.serve_client else None
+        )
         channel = self.channel = WorkerChannel(
             self.config.run.balancer,
             self.address,
@@ -188,7 +194,10 @@ class Worker:
 
 
 async def run_worker(
-    config: WorkerConfig, load_app: Callable[[], Server], ready: Callable[[], None]
+    config: WorkerConfig,
+    load_app: Callable[[], Server],
+    ready: Callable[[], None],
+    files: Mapping[str, File] | None = None,
 ) -> int:
     """Run a worker until it is cancelled.
 
@@ -196,13 +205,14 @@ async def run_worker(
         config: its place in the cluster.
         load_app: imports the user's application; what it raises ends the worker.
         ready: called once the worker takes connections.
+        files: the client for browsers, served unless the application's ``serve_client`` is off.
 
     Raises:
         RunDirectoryError: the slot is held by another process.
         OptionError: the application does not fit the cluster.
     """
     keep_freed_memory()
-    worker = Worker(config)
+    worker = Worker(config, files)
     try:
         await worker.start(load_app)
         ready()
@@ -220,17 +230,6 @@ async def start_site(app: Server) -> Site | None:
     site = Site(app.app)
     await site.start()
     return site
-
-
-def settle_memory() -> None:
-    """Keep the garbage collector away from what lives as long as the process.
-
-    A full collection costs tens of milliseconds with 10,000 sessions; what the protocols leave
-    behind is freed by reference counts.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 1000)
 
 
 def _resident() -> int:

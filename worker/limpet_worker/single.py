@@ -6,15 +6,16 @@ import asyncio
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from limpet_adapters.allocator import keep_freed_memory, settle_memory
 from limpet_adapters.identity import IdFactory, WorkerAddress
 from limpet_adapters.memory import MemoryAdapter
-from limpet_worker.allocator import keep_freed_memory
+from limpet_worker.http.files import File
 from limpet_worker.http.frontdoor import Doorway
 from limpet_worker.presence import LocalPresence
-from limpet_worker.process import settle_memory, start_site
+from limpet_worker.process import start_site
 from limpet_worker.socketio.server import Server, WorkerContext
 
 logger = logging.getLogger("limpet.worker")
@@ -22,7 +23,12 @@ logger = logging.getLogger("limpet.worker")
 
 @asynccontextmanager
 async def serving(
-    io: Server, host: str | None = "127.0.0.1", port: int = 8080, *, unix: str | None = None
+    io: Server,
+    host: str | None = "127.0.0.1",
+    port: int = 8080,
+    *,
+    unix: str | None = None,
+    files: Mapping[str, File] | None = None,
 ) -> AsyncIterator[list[tuple[str, int] | str]]:
     """Serve an application in the running event loop for as long as the context lasts.
 
@@ -31,6 +37,7 @@ async def serving(
         host: address to listen on; None for every one.
         port: port to listen on; 0 lets the system choose.
         unix: path of a unix socket to listen on, instead of host and port.
+        files: the client for browsers, served unless the application's ``serve_client`` is off.
 
     Yields:
         The addresses it listens on: ``(host, port)`` pairs, or the path.
@@ -48,7 +55,7 @@ async def serving(
             presence_source=presence,
         )
     )
-    doorway = Doorway(io.engine, await start_site(io))
+    doorway = Doorway(io.engine, await start_site(io), files=files if io.serve_client else None)
     try:
         server = await (doorway.listen_unix(unix) if unix else doorway.listen(host, port))
         yield [
@@ -63,7 +70,13 @@ async def serving(
             await doorway.site.close()
 
 
-def run(io: Server, host: str | None = "127.0.0.1", port: int = 8080) -> None:
+def run(
+    io: Server,
+    host: str | None = "127.0.0.1",
+    port: int = 8080,
+    *,
+    files: Mapping[str, File] | None = None,
+) -> None:
     """Serve an application in this process until INT or TERM comes.
 
     Without a balancer and a hub, so without other workers; everything else is the same.
@@ -72,6 +85,7 @@ def run(io: Server, host: str | None = "127.0.0.1", port: int = 8080) -> None:
         io: the application.
         host: address to listen on; None for every one.
         port: port to listen on; 0 lets the system choose.
+        files: the client for browsers.
 
     Raises:
         OSError: the address cannot be used.
@@ -83,16 +97,18 @@ def run(io: Server, host: str | None = "127.0.0.1", port: int = 8080) -> None:
     else:
         factory = uvloop.new_event_loop
     with asyncio.Runner(loop_factory=factory) as runner:
-        runner.run(_until_signal(io, host, port))
+        runner.run(_until_signal(io, host, port, files))
 
 
-async def _until_signal(io: Server, host: str | None, port: int) -> None:
+async def _until_signal(
+    io: Server, host: str | None, port: int, files: Mapping[str, File] | None
+) -> None:
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stopped.set)
     keep_freed_memory()
-    async with serving(io, host, port) as addresses:
+    async with serving(io, host, port, files=files) as addresses:
         settle_memory()
         for address in addresses:
             where = address if isinstance(address, str) else f"http://{address[0]}:{address[1]}"

@@ -44,6 +44,10 @@ UNREAD_BYTES: Final = 256 * 1024 * 1024
 """Bytes published between the last beat that a worker echoed and the last it should have; above
 it the worker is deaf."""
 
+_EVENTS: Final = int(zmq.EVENTS)
+_READABLE: Final = int(zmq.POLLIN)
+_FEW: Final = 3
+
 Deaf = Callable[[ControlConnection, Hello, str], None]
 """Told once of a worker that does not read the bus: its connection, who it is, and why."""
 
@@ -135,6 +139,8 @@ class Forwarder:
         self._pull: zmq.Socket[bytes] | None = None
         self._readers: list[int] = []
         self._send: Callable[[bytes, int], object] = _unbound
+        self._look: Callable[[int], int]  # of the PULL, once it is bound
+        self._look_out: Callable[[int], int]  # of the XPUB
         self._subscriptions_due = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
@@ -158,6 +164,7 @@ class Forwarder:
         xpub.bind(self._rundir.bus("out", self.incarnation))
         self._xpub = xpub
         self._send = wire.sender(xpub)
+        self._look_out = wire.looker(xpub)
         self._read_with(xpub, self._take_subscriptions)
         self._awaited = set(held_slots(self._rundir))
         now = self._loop.time()
@@ -219,6 +226,7 @@ class Forwarder:
         pull.setsockopt(zmq.BACKLOG, CONNECTIONS)
         pull.bind(self._rundir.bus("in", self.incarnation))
         self._pull = pull
+        self._look = wire.looker(pull)
         self.open = True
         logger.debug("the bus is open: %s", why)
         self._read_with(pull, self._forward)
@@ -314,6 +322,7 @@ class Forwarder:
         if pull is None:
             return
         receive = pull.recv
+        look = self._look
         send = self._send
         add = self._ring.add
         published = self._published
@@ -325,7 +334,10 @@ class Forwarder:
         size = 0
         messages = 0
         try:
-            for _ in range(BATCH):
+            while messages < BATCH:
+                # When little comes, asking first is cheaper than to be refused at the end.
+                if 0 < messages < _FEW and not look(_EVENTS) & _READABLE:
+                    break
                 frame = receive(nowait)
                 messages += 1
                 topic = published.get(frame[:3])
@@ -344,7 +356,8 @@ class Forwarder:
                 if not topic.changed:
                     topic.changed = True
                     changed.append(topic)
-            self._loop.call_soon(self._forward)  # more is waiting, and the FD may not fire again
+            if messages == BATCH:
+                self._loop.call_soon(self._forward)  # more waits, and the FD may not fire again
         except zmq.Again:
             pass
         self._messages += messages
@@ -374,7 +387,9 @@ class Forwarder:
         if xpub is None:
             return
         try:
-            for _ in range(BATCH):
+            for number in range(BATCH):
+                if number < _FEW and not self._look_out(_EVENTS) & _READABLE:
+                    return
                 message = xpub.recv(zmq.NOBLOCK)
                 name = message[1:]
                 if len(name) != topics.TOPIC_SIZE:

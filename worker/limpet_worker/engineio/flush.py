@@ -35,7 +35,16 @@ _COMPACT: Final = 4096
 class Flusher:
     """The sessions of a process that have something to write (``engine.flusher``)."""
 
-    __slots__ = ("_bulk_slice", "_call_soon", "_compact_at", "bulk", "heavy", "hot", "scheduled")
+    __slots__ = (
+        "_bulk_slice",
+        "_call_soon",
+        "_compact_at",
+        "_held",
+        "bulk",
+        "heavy",
+        "hot",
+        "scheduled",
+    )
 
     def __init__(
         self, call_soon: Callable[[Callable[[], None]], object], options: EngineOptions
@@ -50,6 +59,8 @@ class Flusher:
         """Sessions that only broadcasts wait for; one that is flushed meanwhile stays in here."""
         self.scheduled = False
         """Whether ``flush`` will be called."""
+        self._held = False
+        """Whether whoever called ``hold`` will see to that."""
         self._compact_at = _COMPACT
         """Length of ``bulk`` at which repeated entries are looked for."""
 
@@ -57,6 +68,33 @@ class Flusher:
         """See to it that ``flush`` is called in the next loop turn."""
         self.scheduled = True
         self._call_soon(self.flush)
+
+    def hold(self) -> None:
+        """Let what follows in this turn wait for ``release`` or ``flush_held``: one of them must
+        be called. Saves the loop a turn of its own for the answers to one read.
+        """
+        if not self.scheduled:
+            self.scheduled = self._held = True
+
+    def release(self) -> None:
+        """Write the replies of a read; broadcasts wait for those of the reads beside it."""
+        if self._held:
+            self._held = False
+            if self.bulk:
+                self._call_soon(self.flush)
+                return
+            self.scheduled = False
+            hot = self.hot
+            if hot:
+                self.hot = []
+                self._write(hot)
+
+    def flush_held(self) -> None:
+        """Write all that was held."""
+        if self._held:
+            self._held = self.scheduled = False
+            if self.hot or self.bulk:
+                self.flush()
 
     def flush(self) -> None:
         """Write the hot sessions and a slice of the others."""

@@ -64,10 +64,14 @@ class WebSocketConnection(FrameParser):
 
     def data_received(self, data: bytes) -> None:
         """Take the bytes of one read; all frames in them are handled at once."""
+        flusher = self.engine.flusher
+        flusher.hold()
         try:
             self.feed(data)
         except FrameError as error:
             self._refuse(error)
+        finally:
+            flusher.release()
 
     def eof_received(self) -> bool | None:
         """Know that the client sends no more: the transport closes itself."""

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from limpet_worker.allocator import keep_freed_memory
+from limpet_adapters.allocator import keep_freed_memory
 
 PROGRAM = """
 import resource
-from limpet_worker.allocator import keep_freed_memory
+from limpet_adapters.allocator import keep_freed_memory
 keep_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
