@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from limpet_cluster.single import run
 from limpet_cluster.version import version as _version
 from limpet_worker.errors import OptionError
 from limpet_worker.presence import Presence, PresenceUnavailable, PresentUser
-from limpet_worker.single import run
 from limpet_worker.socketio.broadcast import BroadcastOperator
 from limpet_worker.socketio.errors import (
     AckTimeout,

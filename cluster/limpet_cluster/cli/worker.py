@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from limpet_adapters.rundir import RunDirectoryError
+from limpet_client.assets import browser_files
 from limpet_cluster import appload, child
 from limpet_cluster.cli import options
 from limpet_cluster.config import Common
@@ -49,7 +50,7 @@ def worker(
 
         async def main() -> int:
             try:
-                return await run_worker(config, load_app, life.notifier.ready)
+                return await run_worker(config, load_app, life.notifier.ready, browser_files())
             except (appload.AppError, OptionError, RunDirectoryError):
                 raise
             except Exception as error:

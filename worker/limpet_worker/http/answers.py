@@ -90,6 +90,16 @@ def empty(status: int, lines: bytes) -> bytes:
     return _answer(status, b"", lines, b"")
 
 
+def file(content_type: str, content: bytes, lines: bytes) -> bytes:
+    """Return the answer to a GET of a file."""
+    return _answer(200, content_type.encode("ascii"), lines, content)
+
+
+def not_modified(lines: bytes) -> bytes:
+    """Return the answer to a GET of a file that the client has already."""
+    return b"HTTP/1.1 304 Not Modified\r\n" + lines + b"\r\n"
+
+
 def preflight(lines: bytes) -> bytes:
     """Return the answer to a CORS preflight."""
     return b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n" + lines + b"\r\n"

@@ -217,6 +217,12 @@ class Connection(asyncio.Protocol):
         if b"expect" in head.headers and head.headers[b"expect"].lower() != b"100-continue":
             self._buffer = buffer[end:]
             self._answer(answers.empty(417, self._response_lines()))
+        elif head.path in doorway.files:
+            self._first = False
+            self._buffer = buffer[end:]
+            compress = doorway.compress_from is not None
+            file = doorway.files[head.path]
+            self._answer(file.answer(head, self._response_lines(), compress=compress))
         elif head.target.startswith(doorway.prefix):
             self._engine_request(head, end)
         elif not doorway.has_site:

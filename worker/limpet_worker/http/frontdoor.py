@@ -17,10 +17,11 @@ from limpet_worker.http.polling import FrontDoor
 from limpet_worker.http.request import HeadParser
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from limpet_worker.engineio.server import EngineServer
     from limpet_worker.http.connection import Connection
+    from limpet_worker.http.files import File
     from limpet_worker.http.site import Site
 
 __all__ = ["Doorway", "FrontDoor", "Migrator"]
@@ -37,6 +38,7 @@ class Doorway:
         engine: whose sessions are served.
         site: the app's HTTP routes; None: every path that is not Engine.IO's gets a 404.
         migrator: the way back to the balancer; None: requests are never moved.
+        files: what is served below the Engine.IO path, by name.
         head_timeout: seconds for a request head, from its first byte (and for that byte, on a
             new connection).
         body_timeout: seconds for the body of a POST to a session.
@@ -53,6 +55,7 @@ class Doorway:
         site: Site | None = None,
         migrator: Migrator | None = None,
         *,
+        files: Mapping[str, File] | None = None,
         head_timeout: float = 10.0,
         body_timeout: float = 120.0,
         idle_timeout: float = 300.0,
@@ -72,6 +75,8 @@ class Doorway:
         # What connections read for each request, worked out once.
         self.prefix = options.path.rstrip("/") + "/"
         """Targets that begin with this are Engine.IO's, as stock servers match them."""
+        self.files = {self.prefix + name: file for name, file in (files or {}).items()}
+        """By path."""
         self.transports = frozenset(options.transports)
         self.max_body = options.max_http_buffer_size
         self.compress_from = (

@@ -117,6 +117,8 @@ class Server(Broadcasting):
         cookie: a cookie with the first polling answer: True, its name, or its attributes.
         allow_request: asked before a session begins, see ``EngineOptions``.
         max_sessions: sessions of one worker; beyond it new ones get a 503.
+        serve_client: whether the client for browsers is served below the path, as
+            ``socket.io.js`` and ``socket.io.esm.js``.
         connect_timeout: how long a client may be in no namespace at all.
         max_attachments: binary attachments of one packet.
         max_attached_bytes: bytes of the attachments of one packet together.
@@ -152,6 +154,7 @@ class Server(Broadcasting):
         cookie: bool | str | Mapping[str, object] = False,
         allow_request: Callable[..., object] | None = None,
         max_sessions: int | None = None,
+        serve_client: bool = True,
         connect_timeout: float = 45.0,
         max_attachments: int = MAX_ATTACHMENTS,
         max_attached_bytes: int = MAX_ATTACHED_BYTES,
@@ -185,6 +188,8 @@ class Server(Broadcasting):
             max_sessions=max_sessions,
         )
         """Options of the Engine.IO layer."""
+        self.serve_client = _flag("serve_client", serve_client)
+        """Whether whoever runs the server serves the client for browsers too."""
         self.connect_timeout = _seconds("connect_timeout", connect_timeout)
         self.max_attachments = _whole("max_attachments", max_attachments)
         self.max_attached_bytes = _whole("max_attached_bytes", max_attached_bytes)
