@@ -46,6 +46,7 @@ class Connection:
 
     __slots__ = (
         "_address",
+        "_done",
         "_end",
         "_flushing",
         "_gone",
@@ -93,6 +94,8 @@ class Connection:
         self._gone: asyncio.Future[None] | None = None
         """Waits for the last WebSocket's end."""
         self._on_closed = on_closed
+        self._done: asyncio.Future[None] | None = None
+        """For those who wait for the end; None while nobody does."""
         self.closed = False
         """Whether nothing of it is left."""
         self.session = EngineSession(
@@ -141,8 +144,10 @@ class Connection:
 
     async def wait_closed(self) -> None:
         """Wait until nothing of it is left."""
-        if self._end is not None:
-            await asyncio.shield(self._end)
+        if not self.closed:
+            if self._done is None:
+                self._done = self._loop.create_future()
+            await asyncio.shield(self._done)
 
     # --- what the session asks for ----------------------------------------
 
@@ -296,4 +301,6 @@ class Connection:
         if http is not None:
             await http.close()
         self.closed = True
+        if self._done is not None:
+            self._done.set_result(None)
         self._on_closed(self)

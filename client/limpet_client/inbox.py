@@ -15,11 +15,13 @@ class Inbox:
     it is taken that nobody will, and nothing is kept.
     """
 
-    __slots__ = ("_events", "_waiters", "ended", "overflown", "started")
+    __slots__ = ("_enders", "_events", "_waiters", "ended", "overflown", "started")
 
     def __init__(self) -> None:
         self._events: deque[tuple[str, tuple[Any, ...]]] = deque()
         self._waiters: list[asyncio.Future[None]] = []
+        self._enders: list[asyncio.Future[None]] = []
+        """Who waits for the end."""
         self.started = False
         """Whether somebody iterates."""
         self.overflown = False
@@ -46,6 +48,18 @@ class Inbox:
         """Let those who iterate come to their end, once they have what is there; or not."""
         self.ended = ended
         self._wake()
+        if ended:
+            enders, self._enders = self._enders, []
+            for ender in enders:
+                if not ender.done():
+                    ender.set_result(None)
+
+    async def wait_end(self) -> None:
+        """Wait until no event will come any more."""
+        if not self.ended:
+            ender = asyncio.get_running_loop().create_future()
+            self._enders.append(ender)
+            await ender
 
     def __aiter__(self) -> Inbox:
         """Return itself: it is its own iterator."""

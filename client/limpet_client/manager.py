@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar, overload
 
 import aiohttp
 
@@ -68,6 +68,7 @@ class Manager:
         "_loop",
         "_on_attempt",
         "_partial",
+        "_reconnection",
         "_tasks",
         "_timer",
         "_upgraded",
@@ -76,7 +77,6 @@ class Manager:
         "connection",
         "options",
         "reconnecting",
-        "reconnection",
         "reconnection_attempts",
         "sockets",
         "state",
@@ -87,8 +87,7 @@ class Manager:
     def __init__(self, url: str, **options: Any) -> None:
         self.options = make(options)
         self.address: Address = parse(url, self.options.endpoint)
-        self.reconnection: bool = self.options.reconnection
-        """Whether a lost connection is made again. May be changed."""
+        self._reconnection = self.options.reconnection
         self.reconnection_attempts: float = self.options.reconnection_attempts
         """How often in a row. May be changed."""
         self.timeout: float | None = self.options.timeout
@@ -130,15 +129,25 @@ class Manager:
 
     # --- its user's side --------------------------------------------------
 
-    def on(self, event: str, handler: F) -> F:
-        """Register a handler of an event, plain or async; it may take fewer arguments.
+    @overload
+    def on(self, event: str, handler: F) -> F: ...
+    @overload
+    def on(self, event: str, handler: None = None) -> Callable[[F], F]: ...
+    def on(self, event: str, handler: Callable[..., Any] | None = None) -> Any:
+        """Register a handler of an event, plain or async, as a decorator or directly.
+
+        It may take fewer arguments than there are.
 
         Raises:
             ValueError: there is no such event.
         """
         return self._listen(event, handler, once=False)
 
-    def once(self, event: str, handler: F) -> F:
+    @overload
+    def once(self, event: str, handler: F) -> F: ...
+    @overload
+    def once(self, event: str, handler: None = None) -> Callable[[F], F]: ...
+    def once(self, event: str, handler: Callable[..., Any] | None = None) -> Any:
         """Register a handler for one call."""
         return self._listen(event, handler, once=True)
 
@@ -146,6 +155,20 @@ class Manager:
         """Remove one handler, or all of an event, or all."""
         if self._handlers is not None:
             self._handlers.remove(event, handler)
+
+    @property
+    def reconnection(self) -> bool:
+        """Whether a lost connection is made again. May be changed; False ends the attempts."""
+        return self._reconnection
+
+    @reconnection.setter
+    def reconnection(self, reconnection: bool) -> None:
+        self._reconnection = reconnection
+        if not reconnection:
+            self.stopped = True
+            if self.state == CLOSED:
+                self.reconnecting = False
+                self._set_timer(None, None)
 
     def socket(
         self,
@@ -310,7 +333,7 @@ class Manager:
             self.reconnecting = False
             self._reconnect()
             self._tell("reconnect_error", error)
-        elif self.reconnection and not self.reconnecting and not self.backoff.attempts:
+        elif self._reconnection and not self.reconnecting and not self.backoff.attempts:
             self._reconnect()
 
     def _reconnect(self) -> None:
@@ -356,7 +379,7 @@ class Manager:
             self._tell("close", reason, error)
         for socket in list(self.sockets.values()):
             socket.core.on_lost(reason, error)
-        if self.reconnection and not self.stopped:
+        if self._reconnection and not self.stopped:
             self._reconnect()
 
     def _drop(self) -> None:
@@ -460,13 +483,17 @@ class Manager:
         if seconds is not None and call is not None and self._loop is not None:
             self._timer = self._loop.call_later(seconds, call)
 
-    def _listen(self, event: str, handler: F, *, once: bool) -> F:
+    def _listen(self, event: str, handler: Callable[..., Any] | None, *, once: bool) -> Any:
         if event not in EVENTS:
             raise ValueError(f"there is no event {event!r}: one of {', '.join(sorted(EVENTS))}")
-        if self._handlers is None:
-            self._handlers = Handlers()
-        self._handlers.add(Handler(event, handler, once=once))
-        return handler
+
+        def listen(function: F) -> F:
+            if self._handlers is None:
+                self._handlers = Handlers()
+            self._handlers.add(Handler(event, function, once=once))
+            return function
+
+        return listen if handler is None else listen(handler)
 
     def _tell(self, event: str, *arguments: Any) -> None:
         if self._handlers is None:

@@ -299,7 +299,7 @@ class NamespaceCore:
         Raises:
             TypeError: something in ``auth`` that JSON cannot carry.
         """
-        if self._asked:
+        if self._asked or self.connected:
             return
         data: dict[str, Any] = {}
         if self.pid is not None:

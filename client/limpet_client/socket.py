@@ -183,7 +183,7 @@ class Socket(Emitting):
             ConnectError: (when awaited) there is no connection.
             Disconnected: (when awaited) somebody called ``disconnect`` meanwhile.
         """
-        if not self.core.connected:
+        if not (self.core.active and self.manager.trying):
             self.core.active = True
             self.failure = None
             if self.dispatcher.inbox is not None:
