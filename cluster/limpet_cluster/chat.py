@@ -1,32 +1,52 @@
 """The built-in chat: what `limpet start` serves without an application, and an example of one.
 
-A client enters a room under a name, and everybody in the room sees who is there, who types and
-what is said. Every request is answered by an acknowledgement: ``{"ok": true, …}`` or
-``{"ok": false, "error": …}``.
+A client enters a room under a name, and everybody in the room sees who is there, who types, what
+is said and which pictures are shown. Nothing is kept: who comes later has missed it. Every request
+is answered by an acknowledgement: ``{"ok": true, …}`` or ``{"ok": false, "error": …}``.
 
-======== ==================== ====================================================
-event    arguments            acknowledgement
-======== ==================== ====================================================
-name     name                 ``name``
-enter    room                 ``room``, and ``users`` who are in it
+======== ====================== =====================================================
+event    arguments              acknowledgement
+======== ====================== =====================================================
+name     name                   ``name``
+enter    room                   ``room``, ``users`` who are in it, ``count`` of them
 leave    room
-say      room, text           ``at``: when, in seconds since 1970
+say      room, text, id         ``at``: when, in seconds since 1970; ``id``
 typing   room, true or false
-who      room                 ``users``
-======== ==================== ====================================================
+who      room                   ``users``, ``count``
+shown    room, from, ids
+picture  room, {id, type, size, ``at``
+         name}
+piece    id, number, bytes, to  ``got``: bytes that have passed so far
+missing  room, from, id,
+         numbers
+======== ====================== =====================================================
 
-Others in the room get ``entered``, ``left``, ``renamed``, ``said`` and ``typing``, each with one
-object. A name may also come with the connection: ``auth: {name: "Ada"}``.
+Others in the room get ``entered``, ``left``, ``renamed``, ``said``, ``typing``, ``picture`` and
+``piece``, each with one object, or ``people``, which tells all there is to tell of who is there:
+``users`` is null when they are too many or nobody knows. A name may also come with the connection:
+``auth: {name: "Ada"}``; the server begins with ``welcome``.
+
+The id of what is said or shown is its sender's choice and may be left out. Who sends again, because
+no acknowledgement came before the connection was lost, uses the same id, and receivers show it
+once. A receiver on whose screen it was tells so with ``shown``, which reaches the sender.
+
+A picture is announced by ``picture``, then comes in pieces, each acknowledged when it was passed
+on. Pieces skip clients that cannot take them right now, so nobody is overrun; who lacks some asks
+the sender for them with ``missing``, and the sender sends them ``to`` that one.
 """
 
 from __future__ import annotations
 
+import re
 import time
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from inspect import isawaitable, signature
+from typing import Any, Final, NoReturn, TypeVar
 
-from aiohttp import web
-
-from limpet_cluster.page import page
+from limpet_adapters.identity import address_of
+from limpet_cluster.chat_people import People
+from limpet_cluster.chat_pictures import PIECE, SIZE, TYPES, Picture, PictureError
+from limpet_cluster.page import add_routes
 from limpet_worker.presence import PresenceUnavailable
 from limpet_worker.socketio.server import Server
 from limpet_worker.socketio.socket import Socket
@@ -36,10 +56,23 @@ ROOM_LENGTH: Final = 80
 TEXT_LENGTH: Final = 4000
 ROOMS: Final = 20
 """Rooms that one client may be in at a time."""
+PICTURES: Final = 4
+"""Pictures of one client that pieces may be asked of; the oldest makes room for the next."""
+IDS: Final = 50
+"""Ids, or numbers of pieces, in one request."""
+
+_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
+_RECEIPTS: Final = 2000
+"""Messages of which a worker remembers that their senders know they were seen."""
 
 Answer = dict[str, Any]
+F = TypeVar("F", bound=Callable[..., Any])
 
-io = Server(cors_allowed_origins="*")
+# One event of a client after the other: who asks much waits for itself.
+io = Server(cors_allowed_origins="*", ordered=True, max_pending_events=1000)
+people = People(io)
+seen: dict[tuple[str, str], None] = {}
+"""Ids whose senders were told by this worker that somebody saw them; the oldest first."""
 
 
 class ChatError(Exception):
@@ -63,6 +96,9 @@ def _entered(socket: Socket, room: object) -> str:
 
 def _enterable(socket: Socket, room: object) -> str:
     name = _text(room, "room", ROOM_LENGTH)
+    mine, other = address_of(socket.id), address_of(name)
+    if mine is not None and other is not None and mine.node == other.node:
+        raise ChatError(f"{name} is the id of a client")  # and so the name of its own room
     if len(_mine(socket)) >= ROOMS and name not in socket.rooms:
         raise ChatError(f"you are in {ROOMS} rooms already")
     return name
@@ -72,9 +108,52 @@ def _mine(socket: Socket) -> list[str]:
     return [room for room in socket.rooms if room != socket.id]
 
 
-async def _who(room: str) -> list[str]:
-    """Return the names of who is in a room, on every worker."""
-    return [one.user for one in await io.presence.list(room)]
+def _id(value: object) -> str:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        raise ChatError("id: expected 1 to 40 letters, digits, - or _")
+    return value
+
+
+def _client(value: object) -> str:
+    if not isinstance(value, str) or address_of(value) is None:
+        raise ChatError("expected the id of a client")
+    return value
+
+
+def _several(values: object, what: str) -> Sequence[object]:
+    if not isinstance(values, list) or not 0 < len(values) <= IDS:
+        raise ChatError(f"{what}: expected a list of 1 to {IDS}")
+    return values
+
+
+def _now() -> float:
+    return round(time.time(), 3)
+
+
+def request(event: str) -> Callable[[F], F]:
+    """Register what answers a request; what it raises becomes the refusal.
+
+    The function is plain or async. Values that are missing are None, and further ones ignored.
+    """
+
+    def register(handler: F) -> F:
+        count = len(signature(handler).parameters) - 1
+
+        async def answer(socket: Socket, *values: object) -> Answer:
+            given = (*values[:count], *(None,) * (count - len(values)))
+            try:
+                found = handler(socket, *given)
+                return {"ok": True, **(await found if isawaitable(found) else found)}
+            except (ChatError, PictureError, PresenceUnavailable) as error:
+                return {"ok": False, "error": str(error)}
+
+        io.on(event, answer)
+        return handler
+
+    return register
+
+
+# --- who is there ---------------------------------------------------------
 
 
 @io.use
@@ -87,107 +166,176 @@ async def name_it(socket: Socket) -> None:
         socket.user = f"guest-{socket.id[-4:]}"
 
 
-@io.on("name")
-def rename(socket: Socket, name: object = None) -> Answer:
+@io.on("connect")
+def welcome(socket: Socket) -> None:
+    """Tell a client who it is, who serves it and what it may send."""
+    limits = {
+        "name": NAME_LENGTH,
+        "room": ROOM_LENGTH,
+        "text": TEXT_LENGTH,
+        "rooms": ROOMS,
+        "picture": SIZE,
+        "piece": PIECE,
+        "types": TYPES,
+    }
+    socket.emit("welcome", {"user": socket.user, "worker": io.worker_name, "limits": limits})
+
+
+@request("name")
+async def rename(socket: Socket, name: object) -> Answer:
     """Take another name, and tell the rooms."""
-    try:
-        wanted = _text(name, "name", NAME_LENGTH)
-    except ChatError as error:
-        return _refusal(error)
+    wanted = _text(name, "name", NAME_LENGTH)
     before, socket.user = socket.user, wanted
-    for room in _mine(socket):
-        socket.to(room).emit("renamed", {"room": room, "from": before, "to": wanted})
-    return {"ok": True, "name": wanted}
+    if before != wanted:
+        for room in _mine(socket):
+            await people.rename(socket, room, before)
+    return {"name": wanted}
 
 
-@io.on("enter")
-async def enter(socket: Socket, room: object = None) -> Answer:
+@request("enter")
+async def enter(socket: Socket, room: object) -> Answer:
     """Enter a room; once this is answered, nothing said in it is missed."""
-    try:
-        name = _enterable(socket, room)
-        await socket.join(name)
-        users = await _who(name)
-    except (ChatError, PresenceUnavailable) as error:
-        return _refusal(error)
-    socket.to(name).emit("entered", {"room": name, "user": socket.user})
-    return {"ok": True, "room": name, "users": users}
+    name = _enterable(socket, room)
+    await socket.join(name)
+    return {"room": name, **await people.enter(socket, name)}
 
 
-@io.on("leave")
-def leave(socket: Socket, room: object = None) -> Answer:
+@request("leave")
+def leave(socket: Socket, room: object) -> Answer:
     """Leave a room."""
-    try:
-        name = _entered(socket, room)
-    except ChatError as error:
-        return _refusal(error)
+    name = _entered(socket, room)
     socket.leave(name)
-    socket.to(name).emit("left", {"room": name, "user": socket.user})
-    return {"ok": True}
+    people.left(name)
+    return {}
 
 
-@io.on("say")
-def say(socket: Socket, room: object = None, text: object = None) -> Answer:
-    """Say something to everybody else in a room."""
-    try:
-        name = _entered(socket, room)
-        said = _text(text, "text", TEXT_LENGTH)
-    except ChatError as error:
-        return _refusal(error)
-    at = round(time.time(), 3)
-    socket.to(name).emit("said", {"room": name, "user": socket.user, "text": said, "at": at})
-    return {"ok": True, "at": at}
-
-
-@io.on("typing")
-def typing(socket: Socket, room: object = None, on: object = True) -> Answer:
-    """Tell the others that somebody types; whoever is slow to read need not know."""
-    try:
-        name = _entered(socket, room)
-    except ChatError as error:
-        return _refusal(error)
-    told = {"room": name, "user": socket.user, "on": bool(on)}
-    socket.to(name).volatile.emit("typing", told)
-    return {"ok": True}
-
-
-@io.on("who")
-async def who(_socket: Socket, room: object = None) -> Answer:
-    """Answer who is in a room, on every worker."""
-    try:
-        return {"ok": True, "users": await _who(_text(room, "room", ROOM_LENGTH))}
-    except (ChatError, PresenceUnavailable) as error:
-        return _refusal(error)
-
-
-@io.on("disconnecting")
-def left(socket: Socket, _reason: str) -> None:
-    """Tell the rooms that somebody is gone."""
+@io.on("disconnect")
+def gone(socket: Socket) -> None:
+    """Leave all rooms."""
     for room in _mine(socket):
-        socket.to(room).emit("left", {"room": room, "user": socket.user})
+        people.left(room)
 
 
-def _refusal(error: Exception) -> Answer:
-    return {"ok": False, "error": str(error)}
+@request("who")
+async def who(_socket: Socket, room: object) -> Answer:
+    """Answer who is in a room, on every worker."""
+    return await people.ask(_text(room, "room", ROOM_LENGTH))
 
 
-async def index(request: web.Request) -> web.Response:
-    """Serve the page that says what runs here and how to connect."""
-    text = page(
-        base=str(request.url.origin()),
-        path=io.options.path,
-        transports=io.options.transports,
-        worker=io.worker_name,
-    )
-    return web.Response(
-        text=text,
-        content_type="text/html",
-        headers={
-            "Cache-Control": "no-store",
-            # The page brings everything along; whatever else gets into it is not run.
-            "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
-            "X-Content-Type-Options": "nosniff",
-        },
-    )
+# --- what is said ---------------------------------------------------------
 
 
-io.app.router.add_get("/", index)
+@request("say")
+def say(socket: Socket, room: object, text: object, number: object) -> Answer:
+    """Say something to everybody else in a room."""
+    name = _entered(socket, room)
+    said = _text(text, "text", TEXT_LENGTH)
+    answer = {"id": io.new_id() if number is None else _id(number), "at": _now()}
+    socket.to(name).emit("said", {**_from(socket, name), **answer, "text": said})
+    return answer
+
+
+@request("typing")
+def typing(socket: Socket, room: object, on: object) -> Answer:
+    """Tell the others that somebody types; whoever is slow to read need not know."""
+    name = _entered(socket, room)
+    told = {"room": name, "user": socket.user, "on": on is not False}
+    socket.to(name).volatile.emit("typing", told)
+    return {}
+
+
+@request("shown")
+def shown(socket: Socket, room: object, sender: object, ids: object) -> Answer:
+    """Tell a sender that something was on somebody's screen, once per worker."""
+    name = _entered(socket, room)
+    to = _client(sender)
+    news = [one for one in map(_id, _several(ids, "ids")) if (to, one) not in seen]
+    if news:
+        seen.update(((to, one), None) for one in news)
+        while len(seen) > _RECEIPTS:
+            del seen[next(iter(seen))]
+        io.to(to).emit("shown", {"room": name, "user": socket.user, "ids": news})
+    return {}
+
+
+# --- pictures -------------------------------------------------------------
+
+
+@request("picture")
+def picture(socket: Socket, room: object, what: object) -> Answer:
+    """Announce a picture; announced again, it begins anew."""
+    name = _entered(socket, room)
+    given = what if isinstance(what, dict) else {}
+    number = _id(given.get("id"))
+    title = _text(given.get("name"), "name", ROOM_LENGTH)
+    it = Picture(name, given.get("type"), given.get("size"))
+    mine = _pictures(socket)
+    mine.pop(number, None)
+    mine[number] = it
+    while len(mine) > PICTURES:
+        del mine[next(iter(mine))]
+    at = _now()
+    about = {"id": number, "at": at, "name": title, "type": it.type, "size": it.size}
+    socket.to(name).emit("picture", {**_from(socket, name), **about, "piece": PIECE})
+    return {"at": at}
+
+
+@request("piece")
+def piece(socket: Socket, number: object, index: object, data: object, to: object) -> Answer:
+    """Pass a piece on to those who can take it now, or to the one who missed it."""
+    it = _pictures(socket).get(_id(number)) or _unknown()
+    name = _entered(socket, it.room)
+    told = {"room": name, "id": number, "from": socket.id, "number": index, "data": data}
+    if to is None:
+        it.take(index, data)
+        socket.to(name).volatile.emit("piece", told)
+    else:
+        receiver = _client(to)
+        it.again(index, data)
+        io.to(receiver).emit("piece", told)
+    return {"got": it.got}
+
+
+@request("missing")
+def missing(
+    socket: Socket, room: object, sender: object, number: object, indices: object
+) -> Answer:
+    """Ask the sender of a picture for pieces that did not come."""
+    name = _entered(socket, room)
+    wanted = [one for one in _several(indices, "numbers") if type(one) is int]
+    told = {"room": name, "id": _id(number), "by": socket.id, "numbers": wanted}
+    io.to(_client(sender)).emit("missing", told)
+    return {}
+
+
+def _from(socket: Socket, room: str) -> dict[str, object]:
+    return {"room": room, "user": socket.user, "from": socket.id}
+
+
+def _pictures(socket: Socket) -> dict[str, Picture]:
+    """Return what a client has announced, by id, the oldest first."""
+    pictures: dict[str, Picture] = socket.data.setdefault("pictures", {})
+    return pictures
+
+
+def _unknown() -> NoReturn:
+    raise ChatError("no such picture was announced")
+
+
+# --- the worker -----------------------------------------------------------
+
+
+@io.on("bus_gap")
+def gap(_what: dict[str, Any]) -> None:
+    """Tell this worker's clients that something of other workers may not have reached them."""
+    io.local.emit("gap")
+
+
+@io.on_shutdown
+async def end() -> None:
+    """End what runs beside the handlers."""
+    await people.close()
+    seen.clear()
+
+
+add_routes(io)

@@ -1,0 +1,529 @@
+"""The page of the chat in Debian's Chromium: as people use it, on every transport, and how it looks."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import os
+import random
+import re
+import shutil
+import struct
+import zlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+import pytest_asyncio
+
+from harness import RunningCluster, require
+
+try:
+    from playwright.async_api import Browser, Error, Page, async_playwright, expect
+except ImportError:  # it has no wheels for some systems
+    async_playwright = None  # type: ignore[assignment]
+
+pytestmark = [
+    pytest.mark.processes,
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:playwright.*"),
+]
+
+CHAT: Final = "limpet_cluster.chat:io"
+CHROMIUM: Final = shutil.which("chromium")
+FLAGS: Final = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+PHONE: Final = {"width": 360, "height": 640}
+WAIT: Final = 10_000.0
+"""Milliseconds in which a page must show what is expected."""
+LOST: Final = re.compile(r"WebSocket connection to .* failed|Failed to load resource")
+"""What a browser says of itself when the server goes away; anything else is ours."""
+
+rooms = (f"room {number}" for number in itertools.count(1))
+
+
+class Visitor:
+    """One person in a browser of their own, and what went wrong there."""
+
+    def __init__(self, page: Page, name: str) -> None:
+        self.page = page
+        self.name = name
+        self.problems: list[str] = []
+        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        page.on("console", self._on_console)
+
+    def _on_console(self, message: Any) -> None:
+        if message.type in {"error", "warning"}:
+            self.problems.append(f"{message.type}: {message.text}")
+
+    @property
+    def messages(self) -> Any:
+        """Everything that was said in the room that is open."""
+        return self.page.locator(".log:visible .message")
+
+    async def come_in(self, room: str) -> None:
+        await self.page.get_by_label("Your name").first.fill(self.name)
+        await self.page.get_by_label("Room", exact=True).fill(room)
+        await self.page.keyboard.press("Enter")
+        await self.is_in(room)
+
+    async def is_in(self, room: str) -> None:
+        await expect(self.page.locator("#room-name")).to_have_text(room, timeout=WAIT)
+        people = self.page.locator("#people-list")
+        await expect(people).to_contain_text(f"{self.name} (you)", timeout=WAIT)
+
+    async def say(self, text: str) -> None:
+        await self.page.get_by_label("Message", exact=True).fill(text)
+        await self.page.keyboard.press("Enter")
+
+    async def hears(self, text: str, who: str) -> None:
+        message = self.messages.filter(has_text=text)
+        await expect(message).to_have_count(1, timeout=WAIT)
+        await expect(message.locator(".user")).to_have_text(who)
+
+    async def is_understood(self, text: str) -> None:
+        """Two ticks: the server has it, and somebody saw it."""
+        ticks = self.messages.filter(has_text=text).locator(".ticks")
+        await expect(ticks).to_have_text("✓✓", timeout=WAIT)
+
+    async def transport(self) -> str:
+        return (await self._connection()).partition(",")[0]
+
+    async def worker(self) -> str:
+        return (await self._connection()).rpartition(" ")[2]
+
+    async def _connection(self) -> str:
+        shown = self.page.locator("#connection-text")
+        await expect(shown).to_contain_text("worker w", timeout=WAIT)
+        return await shown.inner_text()
+
+    def forgive_the_lost_connection(self) -> None:
+        self.problems = [one for one in self.problems if not LOST.search(one)]
+
+
+Visit = Callable[..., Awaitable[Visitor]]
+
+
+@pytest.fixture(scope="module")
+def chat(_new_cluster: Callable[..., RunningCluster]) -> RunningCluster:
+    return _new_cluster(CHAT, 2)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser() -> AsyncIterator[Browser]:
+    require("chromium", CHROMIUM)
+    require("playwright", async_playwright)
+    async with async_playwright() as playwright:
+        # Its profile is a new folder each time.
+        browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        await browser.close()
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def visit(browser: Browser, chat: RunningCluster) -> AsyncIterator[Visit]:
+    """``await visit(name, room)``: a person in that room; a page's error fails the test."""
+    everybody: list[Visitor] = []
+
+    async def visit(
+        name: str, room: str = "", *, query: str = "", at: str = "", **options: Any
+    ) -> Visitor:
+        context = await browser.new_context(locale="en-GB", **options)
+        context.set_default_timeout(WAIT)
+        visitor = Visitor(await context.new_page(), name)
+        everybody.append(visitor)
+        await visitor.page.goto(f"{at or chat.url}/{query}")
+        if room:
+            await visitor.come_in(room)
+        return visitor
+
+    yield visit
+    for visitor in everybody:
+        await visitor.page.context.close()
+    assert {one.name: one.problems for one in everybody if one.problems} == {}
+
+
+async def two(visit: Visit, room: str, **options: Any) -> tuple[Visitor, Visitor]:
+    """Return two people of one room who are served by different workers."""
+    ada = await visit("Ada", room, **options)
+    for name in ("Grace", "Edsger", "Barbara"):
+        other = await visit(name, room, **options)
+        if await other.worker() != await ada.worker():
+            return ada, other
+        await other.page.close()
+    raise AssertionError("everybody was put on one worker")
+
+
+def picture_of(size: int) -> bytes:
+    """Return a PNG of about so many bytes that cannot be compressed."""
+    width = 1024
+    height = size // (3 * width + 1)
+    dots = random.Random(1)
+    lines = b"".join(b"\0" + dots.randbytes(3 * width) for _ in range(height))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        check = zlib.crc32(kind + data)
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", check)
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(lines, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
+
+
+# --- chatting -------------------------------------------------------------
+
+
+async def test_two_people_chat_across_workers(visit: Visit) -> None:
+    room = next(rooms)
+    ada, grace = await two(visit, room)
+    await expect(ada.page.locator("#people-list li")).to_have_count(2, timeout=WAIT)
+    await grace.page.get_by_label("Message", exact=True).press_sequentially("Hel")
+    await expect(ada.page.locator("#typing")).to_have_text(f"{grace.name} is typing…")
+    await grace.say("<b>Hello</b> & <img src=x onerror=alert(1)>")
+    await ada.hears("<b>Hello</b> & <img src=x onerror=alert(1)>", grace.name)
+    await grace.is_understood("Hello")
+    await expect(ada.page.locator("#typing")).to_have_text("")
+    for number in range(20):
+        await ada.say(f"message {number}.")
+    await ada.is_understood("message 19.")
+    texts = await grace.messages.locator(".body").all_inner_texts()
+    assert texts[1:] == [f"message {number}." for number in range(20)]
+    await ada.page.get_by_label("Your name").last.fill("Lovelace")
+    await ada.page.keyboard.press("Enter")
+    await expect(grace.page.locator("#people-list")).to_contain_text("Lovelace", timeout=WAIT)
+    await expect(grace.page.locator(".log:visible")).to_contain_text("Ada is now called Lovelace")
+    await ada.page.close()
+    await expect(grace.page.locator("#people-list li")).to_have_count(1, timeout=WAIT)
+    await expect(grace.page.locator(".log:visible")).to_contain_text("Lovelace left")
+
+
+async def test_one_tick_until_it_was_on_a_screen(visit: Visit) -> None:
+    room, other = next(rooms), next(rooms)
+    ada, grace = await visit("Ada", room), await visit("Grace", room)
+    await grace.page.get_by_label("Enter another room").fill(other)
+    await grace.page.keyboard.press("Enter")
+    await grace.is_in(other)
+    await ada.say("anybody there?")
+    unread = grace.page.get_by_role("button", name=f"{room} 1 new", exact=True)
+    await expect(unread).to_be_visible(timeout=WAIT)
+    await expect(ada.messages.locator(".ticks")).to_have_text("✓")
+    await unread.click()
+    await ada.is_understood("anybody there?")
+    await expect(grace.page).to_have_title(f"{room} · limpet chat")
+
+
+@pytest.mark.parametrize(
+    ("query", "begins", "ends"),
+    [
+        ("?transports=polling", "long polling", "long polling"),
+        ("?transports=websocket", "WebSocket", "WebSocket"),
+        ("", "", "WebSocket"),
+    ],
+    ids=["polling", "websocket", "upgrade"],
+)
+async def test_transports(visit: Visit, query: str, begins: str, ends: str) -> None:
+    room = next(rooms)
+    ada = await visit("Ada", query=query)
+    requests: list[str] = []
+    ada.page.on("request", lambda request: requests.append(request.url))
+    ada.page.on("websocket", lambda socket: requests.append(socket.url))
+    await ada.come_in(room)
+    grace = await visit("Grace", room, query=query)
+    await expect(ada.page.locator("#connection-text")).to_contain_text(ends, timeout=WAIT)
+    await ada.say("over and out")
+    await grace.hears("over and out", "Ada")
+    await ada.is_understood("over and out")
+    used = {found for url in requests for found in re.findall(r"transport=(\w+)", url)}
+    assert used == {"": {"polling", "websocket"}}.get(
+        begins, {"polling" if "poll" in ends else "websocket"}
+    )
+
+
+async def test_a_worker_dies_and_both_come_back(
+    visit: Visit, spawn_cluster: Callable[..., RunningCluster]
+) -> None:
+    cluster = spawn_cluster(CHAT, 2)
+    ada, grace = await two(visit, "harbour", at=cluster.url)
+    await ada.page.get_by_label("Enter another room").fill("pier")
+    await ada.page.keyboard.press("Enter")
+    await ada.is_in("pier")
+    await ada.page.get_by_role("button", name="harbour", exact=True).click()
+    for name in ("worker-0", "worker-1"):
+        banners = [
+            one.page.get_by_role("status").filter(has_text="Connect") for one in (ada, grace)
+        ]
+        died = (
+            await ada.worker() if name.endswith((await ada.worker())[-1]) else await grace.worker()
+        )
+        hurt = ada if await ada.worker() == died else grace
+        cluster.kill_role(name)
+        await expect(hurt.page.locator("#banner")).to_contain_text("Connection lost", timeout=WAIT)
+        await hurt.say(f"while {name} was away")
+        await expect(hurt.page.locator("#banner")).to_contain_text("Connected again", timeout=WAIT)
+        await hurt.is_understood(f"while {name} was away")
+        assert banners
+    for one in (ada, grace):
+        await expect(one.page.locator("#banner")).to_have_text("", timeout=WAIT)
+        await one.is_in("harbour")
+        await expect(one.page.locator("#people-list li")).to_have_count(2, timeout=WAIT)
+        await one.say(f"{one.name} is back")
+        await one.is_understood(f"{one.name} is back")
+        one.forgive_the_lost_connection()
+    await expect(ada.page.locator("#room-list li")).to_have_count(2)
+    await expect(ada.page.locator(".log:visible")).to_contain_text("You were away")
+
+
+async def test_a_reload_brings_back_name_and_rooms(visit: Visit) -> None:
+    room, other = next(rooms), next(rooms)
+    ada = await visit("Ada", room)
+    await ada.page.get_by_label("Enter another room").fill(other)
+    await ada.page.keyboard.press("Enter")
+    await ada.is_in(other)
+    await ada.page.reload()
+    await ada.is_in(other)
+    await ada.page.get_by_role("button", name=f"Leave {other}").click()
+    await ada.is_in(room)
+    await ada.page.get_by_role("button", name=f"Leave {room}").click()
+    await expect(ada.page.locator("#room-name")).to_have_text("No room")
+    await expect(ada.page.get_by_label("Enter another room")).to_be_focused()
+    await ada.page.reload()
+    await expect(ada.page.get_by_label("Your name").first).to_have_value("Ada")
+    await expect(ada.page.get_by_label("Room", exact=True)).to_be_focused()
+
+
+# --- pictures -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("query", ["", "?transports=polling"], ids=["websocket", "polling"])
+async def test_a_picture_arrives_as_it_was(visit: Visit, tmp_path: Path, query: str) -> None:
+    ada, grace = await two(visit, next(rooms), query=query)
+    path = tmp_path / "rocks.png"
+    path.write_bytes(picture_of(5 << 20))
+    assert path.stat().st_size >= 5 << 20
+    await ada.page.locator("#file").set_input_files(path)
+    progress = grace.page.get_by_role("progressbar", name="Receiving rocks.png")
+    await expect(progress).to_be_visible(timeout=WAIT)
+    image = grace.page.get_by_role("img", name="Picture of Ada: rocks.png")
+    await expect(image).to_be_visible(timeout=30_000)
+    await expect(progress).to_be_hidden()
+    async with grace.page.expect_download() as download:
+        await grace.page.get_by_role("link", name="Save").click()
+    got = Path(await (await download.value).path()).read_bytes()
+    assert hashlib.sha256(got).digest() == hashlib.sha256(path.read_bytes()).digest()
+    await ada.is_understood("rocks.png")
+    await grace.say("what a size")
+    await ada.hears("what a size", grace.name)
+
+
+async def test_what_is_no_picture_is_refused(visit: Visit, tmp_path: Path) -> None:
+    ada = await visit("Ada", next(rooms))
+    files = {"words.txt": b"words", "big.png": bytes((8 << 20) + 1), "false.png": b"words"}
+    for name, data in files.items():
+        (tmp_path / name).write_bytes(data)
+        await ada.page.locator("#file").set_input_files(tmp_path / name)
+    log = ada.page.locator(".log:visible")
+    await expect(log).to_contain_text("words.txt is not a picture that can be sent.")
+    await expect(log).to_contain_text("big.png is too large: at most 8 MiB can be sent.")
+    await expect(log).to_contain_text("Not sent. type: this is no image/png", timeout=WAIT)
+
+
+# --- for everybody --------------------------------------------------------
+
+
+async def test_by_keyboard_alone(visit: Visit) -> None:
+    room = next(rooms)
+    ada = await visit("Ada")
+    keyboard = ada.page.keyboard
+    await expect(ada.page.get_by_label("Your name").first).to_be_focused()
+    await keyboard.type("Ada")
+    await keyboard.press("Tab")
+    await keyboard.press("ControlOrMeta+a")
+    await keyboard.type(room)
+    await keyboard.press("Enter")
+    message = ada.page.get_by_label("Message", exact=True)
+    await expect(message).to_be_focused()
+    await keyboard.type("one")
+    await keyboard.press("Shift+Enter")
+    await keyboard.type("two")
+    await keyboard.press("Enter")
+    await expect(ada.messages.locator(".body")).to_have_text("one\ntwo")
+    await expect(message).to_have_value("")
+    met: list[str] = []
+    for _ in range(20):
+        await keyboard.press("Tab")
+        met.append(await ada.page.evaluate(NAME_OF_FOCUS))
+        if met[-1] == "body" or met[-1] in met[:-1]:
+            break
+    expected = ["Change", "Leave " + room, room, "Send a picture", "Messages in " + room]
+    assert set(expected) <= set(met), met
+    # Whatever has the focus shows it.
+    await ada.page.get_by_role("button", name="Change").focus()
+    await keyboard.press("Shift+Tab")
+    outline = await ada.page.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+    assert outline == "3px"
+
+
+NAME_OF_FOCUS: Final = """() => {
+    const it = document.activeElement;
+    if (it === document.body) return "body";
+    return it.getAttribute("aria-label") || it.innerText.trim() || it.labels?.[0]?.innerText || it.id;
+}"""
+
+
+async def test_a_screen_reader_finds_its_way(visit: Visit) -> None:
+    room = next(rooms)
+    ada, grace = await visit("Ada", room), await visit("Grace", room)
+    await grace.say("Hello")
+    await ada.hears("Hello", "Grace")
+    tree = await ada.page.locator("body").aria_snapshot()
+    for part in (
+        "- status",
+        "- banner",
+        f'- heading "{room}" [level=1]',
+        '- navigation "Rooms"',
+        f'- main "{room}"',
+        f'- log "Messages in {room}"',
+        '- textbox "Message"',
+        '- button "Send a picture"',
+        '- button "Send"',
+        '- complementary "People"',
+    ):
+        assert part in tree, tree
+    assert await ada.page.evaluate(NAMELESS) == []
+    assert await ada.page.locator("html").get_attribute("lang") == "en"
+
+
+NAMELESS: Final = """() => [...document.querySelectorAll("button, input, textarea, a[href], img")]
+    .filter((it) => it.checkVisibility() && it.type !== "file")
+    .filter((it) => !(it.getAttribute("aria-label") || it.innerText || it.labels?.length || it.hasAttribute("alt")))
+    .map((it) => it.outerHTML)"""
+
+
+async def test_on_a_phone(visit: Visit) -> None:
+    room = next(rooms)
+    ada = await visit("Ada", viewport=PHONE, has_touch=True, is_mobile=True)
+    assert await ada.page.evaluate(TOO_WIDE) == []
+    await ada.page.get_by_label("Your name").first.fill("Ada")
+    await ada.page.get_by_label("Room", exact=True).fill(room)
+    await ada.page.get_by_role("button", name="Enter").click()
+    await ada.say("W" * 300)
+    await expect(ada.messages.locator(".ticks")).to_have_text("✓", timeout=WAIT)
+    assert await ada.page.evaluate(TOO_WIDE) == []
+    for name in ("People", "Rooms"):
+        drawer = ada.page.get_by_role("button", name=name)
+        await drawer.click()
+        await expect(drawer).to_have_attribute("aria-expanded", "true")
+        await expect(ada.page.get_by_role("heading", name=name)).to_be_focused()
+        assert await ada.page.evaluate(TOO_WIDE) == []
+    await ada.page.keyboard.press("Escape")
+    await expect(ada.page.get_by_role("navigation")).to_be_hidden()
+    await expect(ada.page.get_by_role("button", name="Rooms")).to_be_focused()
+    small = await ada.page.evaluate(SMALL_TARGETS)
+    assert small == []
+
+
+TOO_WIDE: Final = """() => {
+    const width = document.documentElement.clientWidth;
+    const found = [...document.querySelectorAll("body *")]
+        .filter((it) => it.checkVisibility() && it.getBoundingClientRect().right > width + 1);
+    if (document.documentElement.scrollWidth > width) found.push(document.documentElement);
+    return found.map((it) => `${it.tagName} ${it.id} ${it.className}`);
+}"""
+SMALL_TARGETS: Final = """() => [...document.querySelectorAll("button, input, textarea")]
+    .filter((it) => it.checkVisibility())
+    .filter((it) => { const box = it.getBoundingClientRect(); return Math.min(box.width, box.height) < 32; })
+    .map((it) => it.outerHTML)"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_contrast(visit: Visit, scheme: str) -> None:
+    room = next(rooms)
+    ada = await visit("Ada", color_scheme=scheme)
+    pale = await ada.page.evaluate(PALE)
+    await ada.come_in(room)
+    grace = await visit("Grace", room)
+    await ada.say("Hello")
+    await grace.say("Hello")
+    await ada.is_understood("Hello")
+    for text in ("Connection lost", "Connected again"):
+        kind = "lost" if "lost" in text else "back"
+        await ada.page.evaluate(
+            "([kind, text]) => { banner.className = `banner ${kind}`; banner.textContent = text; }",
+            [kind, text],
+        )
+        pale += await ada.page.evaluate(PALE)
+    assert pale == []
+    ground = await ada.page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", ground))) < 300) is (scheme == "dark")
+
+
+# Texts whose contrast is below 4.5, and borders of fields below 3 (WCAG 1.4.3 and 1.4.11).
+PALE: Final = """() => {
+    const parts = (color) => color.match(/[\\d.]+/g).map(Number);
+    const light = (color) => parts(color).slice(0, 3)
+        .map((one) => one / 255)
+        .map((one) => one <= 0.04045 ? one / 12.92 : ((one + 0.055) / 1.055) ** 2.4)
+        .reduce((sum, one, at) => sum + one * [0.2126, 0.7152, 0.0722][at], 0);
+    const ground = (it) => {
+        for (; it; it = it.parentElement) {
+            const color = getComputedStyle(it).backgroundColor;
+            if (parts(color)[3] !== 0) return color;
+        }
+        return "rgb(255, 255, 255)";
+    };
+    const contrast = (one, other) => {
+        const [low, high] = [light(one), light(other)].sort((a, b) => a - b);
+        return (high + 0.05) / (low + 0.05);
+    };
+    const found = [];
+    for (const it of document.querySelectorAll("body *")) {
+        if (!it.checkVisibility() || it.closest("svg, .spoken, :disabled")) continue;
+        const text = [...it.childNodes].some((one) => one.nodeType === 3 && one.data.trim());
+        const style = getComputedStyle(it);
+        if (text && contrast(style.color, ground(it)) < 4.5)
+            found.push(`${it.tagName} ${it.className} ${style.color} on ${ground(it)}: ${it.textContent}`);
+        if (it.matches("input, textarea") && contrast(style.borderTopColor, ground(it.parentElement)) < 3)
+            found.push(`border of ${it.id}`);
+    }
+    return found;
+}"""
+
+
+async def test_nothing_comes_from_elsewhere_and_nothing_is_inline(
+    visit: Visit, chat: RunningCluster
+) -> None:
+    ada = await visit("Ada")
+    urls: list[str] = []
+    ada.page.on("request", lambda request: urls.append(request.url))
+    response = await ada.page.reload()
+    assert response is not None
+    policy = response.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    await ada.come_in(next(rooms))
+    assert {url.startswith((chat.url, "blob:")) for url in urls} == {True}
+    with pytest.raises(Error, match="TrustedHTML"):
+        await ada.page.evaluate("document.body.innerHTML = '<b>bold</b>'")
+    with pytest.raises(Error, match="Content Security Policy|unsafe-eval|TrustedScript"):
+        await ada.page.evaluate("setTimeout('1')")
+    ada.problems = [one for one in ada.problems if "Trusted" not in one and "Security" not in one]
+    await asyncio.sleep(0)
+
+
+async def test_about(visit: Visit) -> None:
+    ada = await visit("Ada", query="about", viewport=PHONE)
+    await expect(ada.page.get_by_role("heading", level=1)).to_contain_text("limpet is running")
+    assert await ada.page.evaluate(TOO_WIDE.replace("body *", "body > *")) == []
+    assert await ada.page.evaluate(PALE) == []
+
+
+_ = os
