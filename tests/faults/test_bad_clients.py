@@ -16,7 +16,7 @@ from harness import RunningCluster
 from raw_clients import PATH, Address, Client, WebSocket, frame
 from rawhttp import Raw, request, websocket
 
-pytestmark = [pytest.mark.processes]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 UNNOTICED = 3.0
 """Seconds that a good client's slowest answer may take; on a quiet machine 0.1 is plenty."""

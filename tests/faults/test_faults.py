@@ -32,7 +32,7 @@ from faults.crowd import (
 from harness import RunningCluster
 from raw_clients import Client, eventually
 
-pytestmark = [pytest.mark.processes]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 PRESENCE = 1.0
 """Seconds until presence is right after a worker's death; promised are 0.1."""

@@ -13,7 +13,7 @@ from faults.crowd import balancer
 from harness import RunningCluster
 from raw_clients import Client, Pool
 
-pytestmark = [pytest.mark.processes]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 ROUNDS = 20
 
