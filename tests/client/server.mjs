@@ -5,7 +5,7 @@ import { createServer } from "node:http";
 import { Server } from "socket.io";
 
 const { port = 0, options = {} } = JSON.parse(process.argv[2] ?? "{}");
-const http = createServer();
+const http = createServer((_request, response) => response.writeHead(404).end());
 const io = new Server(http, {
   pingInterval: 2000,
   connectionStateRecovery: {},
