@@ -403,14 +403,12 @@ class TestLimits:
             assert await raw.ended() == b""
 
     async def test_a_waiting_poll_is_not_idle(self, start: Start) -> None:
-        _, address = await start(
-            doorway={"idle_timeout": 0.1, "head_timeout": 0.1, "write_timeout": 0.1}
-        )
-        async with await Raw.open(address) as raw, await Raw.open(address) as other:
-            target = await opened(raw)
+        _, address = await start(doorway={"idle_timeout": 0.1, "write_timeout": 0.1})
+        async with await Raw.open(address) as other:
+            target = await opened(other)
+        async with await Raw.open(address) as raw:
             await raw.send(request("GET", target))
             await asyncio.sleep(0.4)
-            await other.close()
             async with await Raw.open(address) as poster:
                 await poster.request("POST", target, b"4late")
             assert (await raw.answer()).body == b"4late"
