@@ -56,7 +56,7 @@ class Broadcasts:
         digits = self.sent % CYCLE
         self._remaining[digits] = self.members
         self.sent += 1
-        self.sent_at[digits] = time.perf_counter()
+        self.sent_at[digits] = time.time()
         self._sender.wire.send(self._requests[digits])
 
     def paced(self, stage: Stage, rate: float) -> None:
@@ -111,6 +111,8 @@ class Member:
         self._findings = findings
         self._replace = replace
         self.latencies: list[float] | None = [] if timed else None
+        if timed:
+            client.wire.stamp_arrivals()
         self.sequence = Sequence(findings)
         client.wire.on_data = self.receive
 
@@ -152,7 +154,7 @@ class Member:
     def _took(self, first: int, count: int) -> None:
         broadcasts = self._broadcasts
         if self.latencies is not None:
-            now = time.perf_counter()
+            now = self._client.wire.arrived
             self.latencies += [
                 now - broadcasts.sent_at[i % CYCLE] for i in range(first, first + count)
             ]

@@ -7,6 +7,7 @@ import heapq
 import itertools
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable
 from typing import Final
@@ -95,7 +96,18 @@ class Loop:
 class Wire:
     """A non-blocking stream connection that buffers what the kernel does not take."""
 
-    __slots__ = ("_connecting", "_loop", "_sock", "_unsent", "closed", "fd", "on_data", "on_end")
+    __slots__ = (
+        "_connecting",
+        "_loop",
+        "_sock",
+        "_stamped",
+        "_unsent",
+        "arrived",
+        "closed",
+        "fd",
+        "on_data",
+        "on_end",
+    )
 
     def __init__(
         self,
@@ -114,6 +126,9 @@ class Wire:
         """Called once when the other side ends or the connection fails, not after `close`."""
         self._unsent = first
         self._connecting = True
+        self._stamped = False
+        self.arrived = 0.0
+        """When the kernel took the last bytes in, seconds since 1970; see `stamp_arrivals`."""
         self.closed = False
         if isinstance(address, str):
             self._sock = socket.socket(socket.AF_UNIX)
@@ -151,6 +166,21 @@ class Wire:
             self._unsent = data[sent:]
             self._loop.modify(self.fd, select.EPOLLIN | select.EPOLLOUT)
 
+    def stamp_arrivals(self) -> None:
+        """Have the kernel tell when bytes come: how late we look is not the server's doing."""
+        self._sock.setsockopt(socket.SOL_SOCKET, _TIMESTAMPNS, 1)
+        self._stamped = True
+
+    def _receive(self) -> bytes:
+        if not self._stamped:
+            return self._sock.recv(self._loop.read_size)
+        data, ancillary, _flags, _address = self._sock.recvmsg(self._loop.read_size, 64)
+        for level, kind, value in ancillary:
+            if level == socket.SOL_SOCKET and kind == _TIMESTAMPNS:
+                seconds, nanoseconds = _TIMESPEC(value)
+                self.arrived = seconds + nanoseconds / 1e9
+        return data
+
     def close(self, *, reset: bool = False) -> None:
         """Close; with reset at once and without a TIME_WAIT left behind."""
         if self.closed:
@@ -172,7 +202,7 @@ class Wire:
             self._writable()
         if events & ~select.EPOLLOUT and not self.closed:
             try:
-                data = self._sock.recv(self._loop.read_size)
+                data = self._receive()
             except BlockingIOError:
                 return
             except OSError:
@@ -195,5 +225,8 @@ class Wire:
             self.send(unsent)
 
 
+_TIMESTAMPNS: Final = 35
+"""SO_TIMESTAMPNS, which Python 3.11 does not name."""
+_TIMESPEC: Final = struct.Struct("qq").unpack
 _BIND_ADDRESS_NO_PORT: Final = 24
 """IP_BIND_ADDRESS_NO_PORT, which Python 3.11 does not name."""
