@@ -64,6 +64,8 @@ IDS: Final = 50
 _ID: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _RECEIPTS: Final = 2000
 """Messages of which a worker remembers that their senders know they were seen."""
+_GAPS: Final = 2.0
+"""Seconds for which one telling of lost messages is enough."""
 
 Answer = dict[str, Any]
 F = TypeVar("F", bound=Callable[..., Any])
@@ -71,8 +73,30 @@ F = TypeVar("F", bound=Callable[..., Any])
 # One event of a client after the other: who asks much waits for itself.
 io = Server(cors_allowed_origins="*", ordered=True, max_pending_events=1000)
 people = People(io)
-seen: dict[tuple[str, str], None] = {}
-"""Ids whose senders were told by this worker that somebody saw them; the oldest first."""
+
+
+class Told:
+    """What this worker told clients and need not tell again."""
+
+    __slots__ = ("gap_at", "seen")
+
+    def __init__(self) -> None:
+        self.seen: dict[tuple[str, str], None] = {}
+        """Senders and ids of theirs that somebody saw; the oldest first."""
+        self.gap_at = float("-inf")
+        """When messages were missing, in monotonic seconds."""
+
+    def first(self, sender: str, number: str) -> bool:
+        """Return whether nobody had seen this before."""
+        if (sender, number) in self.seen:
+            return False
+        self.seen[sender, number] = None
+        if len(self.seen) > _RECEIPTS:
+            del self.seen[next(iter(self.seen))]
+        return True
+
+
+told = Told()
 
 
 class ChatError(Exception):
@@ -239,8 +263,8 @@ def say(socket: Socket, room: object, text: object, number: object) -> Answer:
 def typing(socket: Socket, room: object, on: object) -> Answer:
     """Tell the others that somebody types; whoever is slow to read need not know."""
     name = _entered(socket, room)
-    told = {"room": name, "user": socket.user, "on": on is not False}
-    socket.to(name).volatile.emit("typing", told)
+    state = {"room": name, "user": socket.user, "on": on is not False}
+    socket.to(name).volatile.emit("typing", state)
     return {}
 
 
@@ -249,11 +273,9 @@ def shown(socket: Socket, room: object, sender: object, ids: object) -> Answer:
     """Tell a sender that something was on somebody's screen, once per worker."""
     name = _entered(socket, room)
     to = _client(sender)
-    news = [one for one in map(_id, _several(ids, "ids")) if (to, one) not in seen]
+    numbers = [_id(one) for one in _several(ids, "ids")]
+    news = [one for one in numbers if told.first(to, one)]
     if news:
-        seen.update(((to, one), None) for one in news)
-        while len(seen) > _RECEIPTS:
-            del seen[next(iter(seen))]
         io.to(to).emit("shown", {"room": name, "user": socket.user, "ids": news})
     return {}
 
@@ -285,14 +307,14 @@ def piece(socket: Socket, number: object, index: object, data: object, to: objec
     """Pass a piece on to those who can take it now, or to the one who missed it."""
     it = _pictures(socket).get(_id(number)) or _unknown()
     name = _entered(socket, it.room)
-    told = {"room": name, "id": number, "from": socket.id, "number": index, "data": data}
+    passed = {"room": name, "id": number, "from": socket.id, "number": index, "data": data}
     if to is None:
         it.take(index, data)
-        socket.to(name).volatile.emit("piece", told)
+        socket.to(name).volatile.emit("piece", passed)
     else:
         receiver = _client(to)
         it.again(index, data)
-        io.to(receiver).emit("piece", told)
+        io.to(receiver).emit("piece", passed)
     return {"got": it.got}
 
 
@@ -303,8 +325,8 @@ def missing(
     """Ask the sender of a picture for pieces that did not come."""
     name = _entered(socket, room)
     wanted = [one for one in _several(indices, "numbers") if type(one) is int]
-    told = {"room": name, "id": _id(number), "by": socket.id, "numbers": wanted}
-    io.to(_client(sender)).emit("missing", told)
+    asked = {"room": name, "id": _id(number), "by": socket.id, "numbers": wanted}
+    io.to(_client(sender)).emit("missing", asked)
     return {}
 
 
@@ -328,14 +350,17 @@ def _unknown() -> NoReturn:
 @io.on("bus_gap")
 def gap(_what: dict[str, Any]) -> None:
     """Tell this worker's clients that something of other workers may not have reached them."""
-    io.local.emit("gap")
+    now = time.monotonic()
+    if now - told.gap_at > _GAPS:  # a hub that restarts makes several at a time
+        told.gap_at = now
+        io.local.emit("gap")
 
 
 @io.on_shutdown
 async def end() -> None:
     """End what runs beside the handlers."""
     await people.close()
-    seen.clear()
+    told.seen.clear()
 
 
 add_routes(io)

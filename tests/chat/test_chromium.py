@@ -1,11 +1,10 @@
-"""The page of the chat in Debian's Chromium: as people use it, on every transport, and how it looks."""
+"""The chat in Debian's Chromium: as people use it, on every transport, and how it looks."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import itertools
-import os
 import random
 import re
 import shutil
@@ -73,6 +72,12 @@ class Visitor:
     async def come_in(self, room: str) -> None:
         await self.page.get_by_label("Your name").first.fill(self.name)
         await self.page.get_by_label("Room", exact=True).fill(room)
+        await self.page.keyboard.press("Enter")
+        await self.is_in(room)
+
+    async def enter(self, room: str) -> None:
+        """Enter another room."""
+        await self.page.get_by_label("Enter another room").fill(room)
         await self.page.keyboard.press("Enter")
         await self.is_in(room)
 
@@ -155,11 +160,12 @@ async def visit(browser: Browser, chat: RunningCluster) -> AsyncIterator[Visit]:
 async def two(visit: Visit, room: str, **options: Any) -> tuple[Visitor, Visitor]:
     """Return two people of one room who are served by different workers."""
     ada = await visit("Ada", room, **options)
-    for name in ("Grace", "Edsger", "Barbara"):
+    for name in ("Grace", "Edsger", "Barbara", "Radia", "Frances"):
         other = await visit(name, room, **options)
         if await other.worker() != await ada.worker():
             return ada, other
-        await other.page.close()
+        # Whoever stays connected makes the other worker the next one's choice.
+        await other.page.get_by_role("button", name=f"Leave {room}").click()
     raise AssertionError("everybody was put on one worker")
 
 
@@ -209,9 +215,7 @@ async def test_two_people_chat_across_workers(visit: Visit) -> None:
 async def test_one_tick_until_it_was_on_a_screen(visit: Visit) -> None:
     room, other = next(rooms), next(rooms)
     ada, grace = await visit("Ada", room), await visit("Grace", room)
-    await grace.page.get_by_label("Enter another room").fill(other)
-    await grace.page.keyboard.press("Enter")
-    await grace.is_in(other)
+    await grace.enter(other)
     await ada.say("anybody there?")
     unread = grace.page.get_by_role("button", name=f"{room} 1 new", exact=True)
     await expect(unread).to_be_visible(timeout=WAIT)
@@ -253,41 +257,38 @@ async def test_a_worker_dies_and_both_come_back(
 ) -> None:
     cluster = spawn_cluster(CHAT, 2)
     ada, grace = await two(visit, "harbour", at=cluster.url)
-    await ada.page.get_by_label("Enter another room").fill("pier")
-    await ada.page.keyboard.press("Enter")
-    await ada.is_in("pier")
+    await ada.enter("pier")
     await ada.page.get_by_role("button", name="harbour", exact=True).click()
-    for name in ("worker-0", "worker-1"):
-        banners = [
-            one.page.get_by_role("status").filter(has_text="Connect") for one in (ada, grace)
-        ]
-        died = (
-            await ada.worker() if name.endswith((await ada.worker())[-1]) else await grace.worker()
-        )
-        hurt = ada if await ada.worker() == died else grace
-        cluster.kill_role(name)
-        await expect(hurt.page.locator("#banner")).to_contain_text("Connection lost", timeout=WAIT)
-        await hurt.say(f"while {name} was away")
-        await expect(hurt.page.locator("#banner")).to_contain_text("Connected again", timeout=WAIT)
-        await hurt.is_understood(f"while {name} was away")
-        assert banners
-    for one in (ada, grace):
-        await expect(one.page.locator("#banner")).to_have_text("", timeout=WAIT)
+    await ada.is_in("harbour")
+    for victim in (ada, grace):
+        died = await victim.worker()
+        hurt = [one for one in (ada, grace) if await one.worker() == died]
+        cluster.kill_role(died.replace("w", "worker-"))
+        await asyncio.gather(*map(comes_back, hurt))
+    for one, other in ((ada, grace), (grace, ada)):
         await one.is_in("harbour")
         await expect(one.page.locator("#people-list li")).to_have_count(2, timeout=WAIT)
         await one.say(f"{one.name} is back")
+        await other.hears(f"{one.name} is back", one.name)
         await one.is_understood(f"{one.name} is back")
         one.forgive_the_lost_connection()
     await expect(ada.page.locator("#room-list li")).to_have_count(2)
     await expect(ada.page.locator(".log:visible")).to_contain_text("You were away")
 
 
+async def comes_back(visitor: Visitor) -> None:
+    banner = visitor.page.locator("#banner")
+    await expect(banner).to_contain_text("Connection lost", timeout=WAIT)
+    text = f"{visitor.name} was away {random.random()}"
+    await visitor.say(text)
+    await expect(banner).to_contain_text("Connected again", timeout=WAIT)
+    await expect(visitor.messages.filter(has_text=text).locator(".ticks")).to_contain_text("✓")
+
+
 async def test_a_reload_brings_back_name_and_rooms(visit: Visit) -> None:
     room, other = next(rooms), next(rooms)
     ada = await visit("Ada", room)
-    await ada.page.get_by_label("Enter another room").fill(other)
-    await ada.page.keyboard.press("Enter")
-    await ada.is_in(other)
+    await ada.enter(other)
     await ada.page.reload()
     await ada.is_in(other)
     await ada.page.get_by_role("button", name=f"Leave {other}").click()
@@ -358,11 +359,9 @@ async def test_by_keyboard_alone(visit: Visit) -> None:
     await expect(ada.messages.locator(".body")).to_have_text("one\ntwo")
     await expect(message).to_have_value("")
     met: list[str] = []
-    for _ in range(20):
+    for _ in range(12):
         await keyboard.press("Tab")
         met.append(await ada.page.evaluate(NAME_OF_FOCUS))
-        if met[-1] == "body" or met[-1] in met[:-1]:
-            break
     expected = ["Change", "Leave " + room, room, "Send a picture", "Messages in " + room]
     assert set(expected) <= set(met), met
     # Whatever has the focus shows it.
@@ -375,7 +374,8 @@ async def test_by_keyboard_alone(visit: Visit) -> None:
 NAME_OF_FOCUS: Final = """() => {
     const it = document.activeElement;
     if (it === document.body) return "body";
-    return it.getAttribute("aria-label") || it.innerText.trim() || it.labels?.[0]?.innerText || it.id;
+    const text = it.innerText.trim() || it.labels?.[0]?.innerText;
+    return it.getAttribute("aria-label") || text || it.id;
 }"""
 
 
@@ -404,7 +404,8 @@ async def test_a_screen_reader_finds_its_way(visit: Visit) -> None:
 
 NAMELESS: Final = """() => [...document.querySelectorAll("button, input, textarea, a[href], img")]
     .filter((it) => it.checkVisibility() && it.type !== "file")
-    .filter((it) => !(it.getAttribute("aria-label") || it.innerText || it.labels?.length || it.hasAttribute("alt")))
+    .filter((it) => !it.getAttribute("aria-label") && !it.innerText && !it.labels?.length)
+    .filter((it) => !it.hasAttribute("alt"))
     .map((it) => it.outerHTML)"""
 
 
@@ -440,7 +441,7 @@ TOO_WIDE: Final = """() => {
 }"""
 SMALL_TARGETS: Final = """() => [...document.querySelectorAll("button, input, textarea")]
     .filter((it) => it.checkVisibility())
-    .filter((it) => { const box = it.getBoundingClientRect(); return Math.min(box.width, box.height) < 32; })
+    .filter((it) => it.offsetWidth < 32 || it.offsetHeight < 32)
     .map((it) => it.outerHTML)"""
 
 
@@ -490,9 +491,12 @@ PALE: Final = """() => {
         const text = [...it.childNodes].some((one) => one.nodeType === 3 && one.data.trim());
         const style = getComputedStyle(it);
         if (text && contrast(style.color, ground(it)) < 4.5)
-            found.push(`${it.tagName} ${it.className} ${style.color} on ${ground(it)}: ${it.textContent}`);
-        if (it.matches("input, textarea") && contrast(style.borderTopColor, ground(it.parentElement)) < 3)
+            found.push(`${style.color} on ${ground(it)}: ${it.tagName} ${it.textContent}`);
+        if (!it.matches("input, textarea")) continue;
+        if (contrast(style.borderTopColor, ground(it.parentElement)) < 3)
             found.push(`border of ${it.id}`);
+        if (contrast(getComputedStyle(it, "::placeholder").color, ground(it)) < 4.5)
+            found.push(`placeholder of ${it.id}`);
     }
     return found;
 }"""
@@ -513,10 +517,9 @@ async def test_nothing_comes_from_elsewhere_and_nothing_is_inline(
     assert {url.startswith((chat.url, "blob:")) for url in urls} == {True}
     with pytest.raises(Error, match="TrustedHTML"):
         await ada.page.evaluate("document.body.innerHTML = '<b>bold</b>'")
-    with pytest.raises(Error, match="Content Security Policy|unsafe-eval|TrustedScript"):
+    with pytest.raises(Error, match=r"Content Security Policy|unsafe-eval|TrustedScript"):
         await ada.page.evaluate("setTimeout('1')")
     ada.problems = [one for one in ada.problems if "Trusted" not in one and "Security" not in one]
-    await asyncio.sleep(0)
 
 
 async def test_about(visit: Visit) -> None:
@@ -524,6 +527,3 @@ async def test_about(visit: Visit) -> None:
     await expect(ada.page.get_by_role("heading", level=1)).to_contain_text("limpet is running")
     assert await ada.page.evaluate(TOO_WIDE.replace("body *", "body > *")) == []
     assert await ada.page.evaluate(PALE) == []
-
-
-_ = os

@@ -8,6 +8,7 @@ import { Message, Room } from "./room.js";
 
 const PATIENCE = 10_000; // milliseconds for an answer of the server
 const TELL_TYPING = 2000; // milliseconds between two tellings that we type
+const SHOW_BACK = 3000; // milliseconds for which the page says that the connection is back
 const RECEIPTS = 250; // milliseconds in which receipts gather
 const TRANSPORTS = { polling: "long polling", websocket: "WebSocket" };
 
@@ -43,24 +44,25 @@ async function ask(event, ...values) {
 
 function listen() {
   socket.on("connect", connected);
-  socket.on("disconnect", (reason) => {
+  socket.on("disconnect", () => {
     lostAt = Date.now();
-    for (const room of rooms.values()) room.entered = false;
+    for (const room of rooms.values()) room.lost();
     showConnection();
     showBanner("lost", "Connection lost. Trying again…");
-    if (!socket.active) setTimeout(() => socket.connect(), 1000); // the server ended it: "${reason}"
+    if (!socket.active) setTimeout(() => socket.connect(), 1000); // the server has ended it
   });
   socket.on("connect_error", (error) => {
     showConnection();
-    const refused = socket.active ? "" : ` ${error.message}`;
-    if (refused) setTimeout(() => socket.connect(), 5000);
-    showBanner("lost", `${welcomed ? "Connection lost" : "No connection"}.${refused} Trying again…`);
+    if (!socket.active) setTimeout(() => socket.connect(), 5000); // refused, so said the server
+    const why = socket.active ? "" : ` ${error.message}`;
+    showBanner("lost", `${welcomed ? "Connection lost" : "No connection"}.${why} Trying again…`);
   });
   socket.io.on("reconnect_attempt", (attempt) => {
     showBanner("lost", `Connection lost. Trying again, attempt ${attempt}…`);
   });
   socket.on("welcome", (told) => {
-    [me, worker] = [told.user, told.worker];
+    me = told.user;
+    worker = told.worker;
     pictures.limits = told.limits;
     $("file").accept = told.limits.types.join();
     $("text").maxLength = told.limits.text;
@@ -96,17 +98,17 @@ function listen() {
 
 async function connected() {
   const away = lostAt && Math.max(1, Math.round((Date.now() - lostAt) / 1000));
+  lostAt = 0;
+  welcomed = true;
+  showBanner("", "");
   socket.io.engine.on("upgrade", showConnection);
   showConnection();
   await Promise.all([...rooms.values()].map((room) => enter(room, away)));
-  if (!socket.connected) return;
-  lostAt = 0;
-  if (away) {
-    showBanner("back", `Connected again, served by worker ${worker}.`);
-    await pause(4000);
+  if (away && socket.connected) {
+    showBanner("back", `Connected again, by worker ${worker}.`);
+    await pause(SHOW_BACK);
   }
-  if (socket.connected) showBanner("", "");
-  welcomed = true;
+  if (socket.connected && $("banner").className !== "banner lost") showBanner("", "");
 }
 
 /** Enter a room, for the first time or again, and send what waits for that. */
@@ -253,8 +255,8 @@ function showPeople() {
 function remember() {
   memory.set("limpet.name", me, true);
   memory.set("limpet.rooms", JSON.stringify([...rooms.keys()]));
-  const place = current ? `#${encodeURIComponent(current.name)}` : " ";
-  history.replaceState(null, "", location.pathname + location.search + place.trim());
+  const place = current ? `#${encodeURIComponent(current.name)}` : "";
+  history.replaceState(null, "", location.pathname + location.search + place);
 }
 
 // --- what somebody does ------------------------------------------------------

@@ -22,7 +22,7 @@ const onScreen = new IntersectionObserver((changes) => {
   }
 });
 
-const hueOf = (user) => [...user].reduce((sum, letter) => (sum * 31 + letter.codePointAt(0)) % 997, 7) % 8;
+const hueOf = (user) => [...user].reduce((sum, letter) => (sum * 61 + letter.codePointAt(0)) % 1009, 0) % 8;
 
 /** Something that was said or shown. */
 export class Entry {
@@ -167,6 +167,7 @@ export class Room {
     this.unread = 0;
     this.draft = "";
     this.atEnd = true; // whether it follows what is said
+    this.top = 0; // how far it was scrolled
     this.log = document.createElement("div");
     this.log.className = "log";
     this.log.setAttribute("role", "log");
@@ -270,10 +271,16 @@ export class Room {
     return names.length ? `${listed(names)} ${names.length > 1 ? "are" : "is"} typing…` : "";
   }
 
+  /** The connection was lost: nothing is known until it is back. */
+  lost() {
+    this.entered = false;
+    for (const user of [...this.typing.keys()]) this.stoppedTyping(user);
+  }
+
   /** Take it off the page. */
   close() {
+    this.lost();
     this.grows.disconnect();
-    for (const timer of this.typing.values()) clearTimeout(timer);
     for (const entry of this.entries.values()) entry.forget();
     this.log.remove();
   }
@@ -301,7 +308,9 @@ export class Room {
   #scrolled() {
     if (!this.shown) return;
     const { scrollTop, scrollHeight, clientHeight } = this.log;
-    this.atEnd = scrollHeight - scrollTop - clientHeight < 40;
+    if (scrollHeight - scrollTop - clientHeight < 40) this.atEnd = true;
+    else if (scrollTop < this.top) this.atEnd = false; // somebody went up; what grew did not do this
+    this.top = scrollTop;
     $("newest").hidden = this.atEnd;
   }
 }
