@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
+
 from harness import RunningCluster, require
 
 HERE = Path(__file__).parent
@@ -98,9 +99,7 @@ async def test_talks(
 
 
 @pytest.mark.parametrize("scenario", ["direct", "namespaces", "disconnect"])
-async def test_manners(
-    client_script: Path, interop_cluster: RunningCluster, scenario: str
-) -> None:
+async def test_manners(client_script: Path, interop_cluster: RunningCluster, scenario: str) -> None:
     await _run(client_script, scenario, interop_cluster, UPGRADE)
 
 

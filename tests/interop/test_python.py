@@ -7,8 +7,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 import socketio
-from harness import RunningCluster
 from socketio.exceptions import ConnectionError as Refused
+
+from harness import RunningCluster
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
@@ -92,6 +93,6 @@ async def test_a_refused_namespace(connect: Connect) -> None:
 async def test_disconnected_by_the_server(connect: Connect) -> None:
     client = await connect()
     gone: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-    client.on("disconnect", lambda reason: gone.set_result(reason))
+    client.on("disconnect", gone.set_result)
     await client.emit("kick me", True)
     assert await asyncio.wait_for(gone, 10) == "server disconnect"

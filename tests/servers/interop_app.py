@@ -64,7 +64,7 @@ async def never(_socket: Socket) -> None:
 
 
 @io.on("kick me")
-async def kick_me(socket: Socket, close: bool) -> None:  # noqa: FBT001
+async def kick_me(socket: Socket, close: bool) -> None:
     await asyncio.sleep(0)
     socket.disconnect(close)
 
