@@ -19,7 +19,7 @@ from limpet_balancer.channel import WorkerChannel
 from limpet_worker.errors import OptionError
 from limpet_worker.http.files import File
 from limpet_worker.http.frontdoor import Doorway
-from limpet_worker.http.site import Site
+from limpet_worker.http.site import start_site
 from limpet_worker.presence import WorkerPresence
 from limpet_worker.socketio.server import Server, WorkerContext
 
@@ -119,7 +119,9 @@ class Worker:
         self.bus.before_reading = app.engine.flusher.hold
         self.bus.after_reading = app.engine.flusher.flush_held
         doorway = self.doorway = Doorway(
-            app.engine, await start_site(app), files=self.files if app.serve_client else None
+            app.engine,
+            await start_site(app.app if app.has_app else None),
+            files=self.files if app.serve_client else None,
         )
         channel = self.channel = WorkerChannel(
             self.config.run.balancer,
@@ -221,15 +223,6 @@ async def run_worker(
     finally:
         await worker.stop()
     return 0
-
-
-async def start_site(app: Server) -> Site | None:
-    """Start the application's HTTP routes, when it has any."""
-    if not app.has_app:
-        return None
-    site = Site(app.app)
-    await site.start()
-    return site
 
 
 def _resident() -> int:

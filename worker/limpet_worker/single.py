@@ -14,8 +14,8 @@ from limpet_adapters.identity import IdFactory, WorkerAddress
 from limpet_adapters.memory import MemoryAdapter
 from limpet_worker.http.files import File
 from limpet_worker.http.frontdoor import Doorway
+from limpet_worker.http.site import start_site
 from limpet_worker.presence import LocalPresence
-from limpet_worker.process import start_site
 from limpet_worker.socketio.server import Server, WorkerContext
 
 logger = logging.getLogger("limpet.worker")
@@ -55,7 +55,8 @@ async def serving(
             presence_source=presence,
         )
     )
-    doorway = Doorway(io.engine, await start_site(io), files=files if io.serve_client else None)
+    site = await start_site(io.app if io.has_app else None)
+    doorway = Doorway(io.engine, site, files=files if io.serve_client else None)
     try:
         server = await (doorway.listen_unix(unix) if unix else doorway.listen(host, port))
         yield [

@@ -93,6 +93,15 @@ class Site:
         return handler
 
 
+async def start_site(app: web.Application | None) -> Site | None:
+    """Start an application's routes; None when it has none."""
+    if app is None:
+        return None
+    site = Site(app)
+    await site.start()
+    return site
+
+
 def detach(handler: asyncio.Protocol) -> None:
     """Let a handler go whose connection lives on elsewhere."""
     # connection_lost() closes the transport it knows; the connection is no longer its own.
