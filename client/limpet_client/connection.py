@@ -56,6 +56,7 @@ class Connection:
         "_on_closed",
         "_opening",
         "_options",
+        "_patience",
         "_sink",
         "_sockets",
         "_tasks",
@@ -89,6 +90,8 @@ class Connection:
         self._flushing = False
         self._timer: asyncio.TimerHandle | None = None
         """For the silence of the server, or for an end that takes too long."""
+        self._patience: asyncio.TimerHandle | None = None
+        """For an upgrade that takes too long; None while none is under way."""
         self._end: asyncio.Task[None] | None = None
         """Cleans up; None before the end of the session."""
         self._gone: asyncio.Future[None] | None = None
@@ -187,6 +190,7 @@ class Connection:
 
     def on_upgrade(self) -> None:
         """Do without HTTP from now on."""
+        self._end_patience()
         self._drop_http()
         self._sink.on_upgrade()
 
@@ -197,6 +201,7 @@ class Connection:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._end_patience()
         if self._end is None:
             self._end = self._loop.create_task(self._clean_up())
         self._sink.on_close(reason, error)
@@ -238,7 +243,7 @@ class Connection:
             return  # the session goes on by polling
         finally:
             self._opening = None
-        self._loop.call_later(_UPGRADE_TIMEOUT, session.drop_candidate)
+        self._patience = self._loop.call_later(_UPGRADE_TIMEOUT, session.drop_candidate)
         session.probe(candidate)
 
     async def _open_websocket(
@@ -281,6 +286,11 @@ class Connection:
         http, self._http = self._http, None
         if http is not None:
             self._tasks.start(http.close())
+
+    def _end_patience(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
 
     def _flush(self) -> None:
         self._flushing = False

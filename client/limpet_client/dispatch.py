@@ -194,6 +194,17 @@ class Dispatcher:
         except Exception as error:  # noqa: BLE001 - the application's
             handler.failed(kind, error)
 
+    def answer(
+        self, event: object, ack: Callable[..., Any], error: Exception | None, values: list[Any]
+    ) -> None:
+        """Call what the application wants called with an acknowledgement."""
+        try:
+            result = ack(error, *values)
+            if is_coroutine(result):
+                self._run(_answer(event, result))
+        except Exception:
+            logger.exception("the callback of the acknowledgement of %r failed", event)
+
     def _run(self, coroutine: Any) -> None:
         if self.tasks is None:  # an event of the client's own, without a loop to run it in
             coroutine.close()
@@ -217,6 +228,13 @@ async def _guard(kind: str, handler: Handler, coroutine: Awaitable[Any]) -> None
         await coroutine
     except Exception as error:  # noqa: BLE001 - the application's
         handler.failed(kind, error)
+
+
+async def _answer(event: object, coroutine: Awaitable[Any]) -> None:
+    try:
+        await coroutine
+    except Exception:
+        logger.exception("the callback of the acknowledgement of %r failed", event)
 
 
 async def _call(handler: Handler, arguments: list[Any]) -> Any:

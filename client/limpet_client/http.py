@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455 section 1.3
 _NO_LIMIT: Final = aiohttp.ClientTimeout(total=None)
 _BODY: Final = {"Content-Type": "text/plain;charset=UTF-8"}
+_ERRORS: Final = (aiohttp.ClientError, OSError, ValueError, RuntimeError)
+"""What requests raise; ``RuntimeError`` when somebody closed the session that was given to us."""
 _SHOWN: Final = 200
 """Bytes of an error's body that are shown."""
 
@@ -103,7 +105,7 @@ class Http:
                 read_until_eof=False,
                 **self._through(),
             )
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except _ERRORS as error:
             raise _failed("websocket", error) from error
         try:
             _take_over(response, receiver(await self._check(response, key)))
@@ -176,7 +178,7 @@ class Http:
                         raise TransportError(f"polling: an answer of more than {limit} bytes")
                     chunks.append(chunk)
                 return b"".join(chunks)
-        except (aiohttp.ClientError, OSError, ValueError) as error:
+        except _ERRORS as error:
             if isinstance(error, TransportError):
                 raise
             raise _failed("polling", error) from error

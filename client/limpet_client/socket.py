@@ -260,10 +260,10 @@ class Socket(Emitting):
         """Send an event whose name was checked, under the conditions of ``SocketOperator``."""
         answer: Callable[[Exception | None, list[Any]], None] | None = None
         if ack is not None:
-            handler = Handler(f"acknowledgement of {arguments[0]}", ack)
+            call = ack
 
             def answer(error: Exception | None, values: list[Any]) -> None:
-                self.dispatcher.call("acknowledgement", handler, error, *values)
+                self.dispatcher.answer(arguments[0], call, error, values)
 
         elif self.core.retries:
 
@@ -423,6 +423,7 @@ class Socket(Emitting):
 
     def on_connect(self) -> None:
         """Tell that it is connected."""
+        self.failure = None  # with its traceback it would keep the earlier connection alive
         self._settle(None)
         self.dispatcher.tell("connect")
 

@@ -351,7 +351,7 @@ class Client(Socket):
     ::
 
         with Client("https://example.org") as client:
-            client.on("said", lambda user, text: print(user, text))
+            client.on("said", print)
             print(client.timeout(5).emit_with_ack("enter", "harbour"))
             client.wait()
 

@@ -36,7 +36,16 @@ _COMPRESSED: Final = 0x40
 class WebSocketTransport(FrameParser):
     """The client's end of a WebSocket, after its handshake. No task and no timer of its own."""
 
-    __slots__ = ("_deflate", "_on_end", "_paused", "_session", "_threshold", "closing", "wire")
+    __slots__ = (
+        "_deflate",
+        "_on_end",
+        "_paused",
+        "_session",
+        "_threshold",
+        "_timer",
+        "closing",
+        "wire",
+    )
 
     name: ClassVar[str] = "websocket"
     from_client: ClassVar[bool] = False
@@ -59,6 +68,8 @@ class WebSocketTransport(FrameParser):
         self._on_end = on_end
         self._paused = False
         """Whether the transport has more than it can send."""
+        self._timer: asyncio.TimerHandle | None = None
+        """For the server's answer to our close frame; None while it is not waited for."""
         self.wire: asyncio.Transport | None = None
         """The connection; None before it is made and after it is lost."""
         self.closing = False
@@ -88,6 +99,8 @@ class WebSocketTransport(FrameParser):
         """Know that the connection has ended."""
         self.wire = None
         self.closing = True
+        if self._timer is not None:
+            self._timer.cancel()
         session, self._session = self._session, None
         if session is not None:
             text = str(exc) if exc is not None else "the connection was lost"
@@ -157,7 +170,7 @@ class WebSocketTransport(FrameParser):
         self._session = None
         self._say_close(b"")
         if self.wire is not None:
-            asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT, self.abort)
+            self._timer = asyncio.get_running_loop().call_later(_CLOSE_TIMEOUT, self.abort)
 
     def abort(self) -> None:
         """Forget the session and drop the connection."""

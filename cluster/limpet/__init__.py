@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from limpet_client.client import Client
+from limpet_client.errors import ConnectError, NotSent, SendBufferFull, TransportError
 from limpet_cluster.single import run
 from limpet_cluster.version import version as _version
 from limpet_worker.errors import OptionError
@@ -24,19 +26,24 @@ __version__ = _version()
 __all__ = [
     "AckTimeout",
     "BroadcastOperator",
+    "Client",
+    "ConnectError",
     "ConnectionRefused",
     "Disconnected",
     "Handshake",
     "Namespace",
+    "NotSent",
     "NotStarted",
     "OptionError",
     "ParentNamespace",
     "Presence",
     "PresenceUnavailable",
     "PresentUser",
+    "SendBufferFull",
     "Server",
     "Socket",
     "SocketIOError",
+    "TransportError",
     "__version__",
     "run",
 ]
