@@ -100,6 +100,7 @@ class TestHead:
             b"GET /e HTTP/1.1\r\n\r\n",
             b"POST /f HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n",
             b"GET /g HTTP/1.1\r\nHost",
+            b"POST /h HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000000000\r\n\r\n",
         ]
         for data in before:
             try:

@@ -152,6 +152,14 @@ class HeadParser:
         Raises:
             BadRequest: It is malformed, of another HTTP version, or asks for what is not offered.
         """
+        try:
+            return self._parse(head)
+        except BadRequest:
+            # It may wait for a body now, and would take another client's request for that.
+            self._parser = None
+            raise
+
+    def _parse(self, head: bytes) -> Head:
         parser = self._parser
         if parser is None:
             parser = self._parser = httptools.HttpRequestParser(self)
@@ -162,20 +170,16 @@ class HeadParser:
         except httptools.HttpParserUpgrade:
             self._parser = None
         except httptools.HttpParserError:
-            self._parser = None
             raise BadRequest(400, "malformed head") from None
         if not self._method:
-            self._parser = None
             raise BadRequest(400, "malformed head")
         headers = self._headers
         end = head.index(b"\r\n")
         version = head[end - 3 : end]
         if version not in {b"1.1", b"1.0"}:
-            self._parser = None
             raise BadRequest(505, "http version")
         if head.count(b" ", 0, end) != 2:
             # llhttp lets more spaces pass; whoever routed the request read it without them.
-            self._parser = None
             raise BadRequest(400, "malformed head")
         record = Head(
             self._method,
