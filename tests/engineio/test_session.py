@@ -477,6 +477,63 @@ def test_close_polling_that_waits(rig: Rig) -> None:
     assert rig.engine.sessions == {}
 
 
+class Pipelined(Poll):
+    """A GET behind which the same client sent another, read when the first is answered."""
+
+    def __init__(self, session: Session) -> None:
+        super().__init__()
+        self.session = session
+        self.behind = Poll()
+
+    def respond(self, payload: bytes) -> None:
+        super().respond(payload)
+        if self.session.polling is None or not self.session.polling.poll(self.behind):
+            self.behind.respond(b"refused")
+
+
+@pytest.mark.parametrize("queued", [False, True])
+@pytest.mark.parametrize("way", ["close", "discard", "fail", "leave"])
+def test_no_poll_is_left_waiting_by_the_end(rig: Rig, way: str, queued: bool) -> None:
+    session = rig.polling()
+    poll = Pipelined(session)
+    assert session.polling is not None
+    session.polling.poll(poll)
+    if queued:
+        session.send("last")
+    if way == "fail":
+        session.fail("transport error")
+    elif way == "leave":
+        rig.post(session, b"1")
+    else:
+        session.close(discard=way == "discard")
+    rig.loop.settle()
+    assert (
+        poll.payload
+        == {
+            "close": b"4last" if queued else b"1",
+            "discard": b"1",
+            "fail": b"1",
+            "leave": b"6",
+        }[way]
+    )
+    assert poll.behind.payload == (b"1" if way == "close" and queued else b"refused")
+    assert len(rig.sink(session).reasons) == 1
+    assert rig.engine.sessions == {}
+
+
+def test_no_poll_is_left_waiting_by_an_upgrade(rig: Rig) -> None:
+    session = rig.polling()
+    poll = Pipelined(session)
+    assert session.polling is not None
+    session.polling.poll(poll)
+    transport = rig.candidate(session, "5")
+    assert poll.payload == b"6"
+    assert poll.behind.payload == b"6"
+    session.send("there")
+    rig.loop.settle()
+    assert transport.take() == ["4there"]
+
+
 def test_close_between_polls(rig: Rig) -> None:
     session = rig.polling()
     session.send("a")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from limpet_adapters.counters import count
-from limpet_worker.engineio.payload import NOOP, SEPARATOR, split
+from limpet_worker.engineio.payload import CLOSE, NOOP, SEPARATOR, split
 from limpet_worker.engineio.transport import Responder
 
 if TYPE_CHECKING:
@@ -98,9 +98,15 @@ class PollingTransport:
             if self.responder is not None:
                 self.answer(NOOP)
 
-    def detach(self) -> None:
-        """Let go of the session."""
+    def detach(self, answer: bytes = CLOSE) -> None:
+        """Let go of the session. A GET that waits, or that was pipelined behind the one just
+        answered, gets ``answer``.
+        """
         self.session = None
+        responder = self.responder
+        self.responder = None
+        if responder is not None:
+            responder.respond(answer)
 
 
 def _is_text(packet: bytes) -> bool:

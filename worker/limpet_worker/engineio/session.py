@@ -425,11 +425,11 @@ class Session:
         polling = self.polling
         if polling is not None:
             polling.release()  # with what is queued, when a poll waits
-            polling.detach()
+            self.polling = None
+            polling.detach(NOOP)
         out = self.out
         if out is not None:
             self.out = frames_of(out if isinstance(out, bytes) else SEPARATOR.join(out))
-        self.polling = None
         self.candidate = None
         self.websocket = candidate
         self.wire = candidate.wire
@@ -465,21 +465,18 @@ class Session:
         if self.wire is not None:
             if last:
                 self.wire.write(b"".join(last))
-        elif polling is not None and polling.responder is not None and not last:
-            polling.answer(CLOSE)
-        elif polling is not None and not discard:
+        elif polling is not None and not discard and (last or polling.responder is None):
             # The close packet comes alone: stock clients act on it before they have handled the
             # messages of the same payload, and one that was told to leave would come back.
             if self.state != STATE_UPGRADING:
                 self._drop_candidate()  # one that has probed fetches the rest: polls are over
-            if polling.responder is not None:
-                polling.answer(last)
-                last = []
             self.out = [*last, CLOSE]
             self.blocked = True
             self.state = STATE_CLOSING
             self.deadline = self.engine.clock() + self.engine.options.close_timeout
             self.engine.arm(self, self.deadline)
+            if polling.responder is not None:
+                polling.answer(self.last_poll())
             self._tell(reason)
             return
         self._forget()
@@ -493,9 +490,7 @@ class Session:
         state = self.state
         if state == STATE_CLOSED:
             return
-        if self.polling is not None and self.polling.responder is not None:
-            self.polling.answer(answer)
-        self._forget()
+        self._forget(answer)
         if state != STATE_CLOSING:
             self._tell(reason)
 
@@ -509,8 +504,12 @@ class Session:
         self.out = [CLOSE]
         return SEPARATOR.join(out[:end])
 
-    def _forget(self) -> None:
-        """Let go of everything, so that no cycle of references is left."""
+    def _forget(self, answer: bytes = CLOSE) -> None:
+        """Let go of everything, so that no cycle of references is left.
+
+        A poll that waits gets ``answer``, after everything else: the request behind it on its
+        connection may be for this session again.
+        """
         self.state = STATE_CLOSED
         self.blocked = True
         self.out = None
@@ -521,9 +520,9 @@ class Session:
             websocket.close()
         polling = self.polling
         self.polling = None
-        if polling is not None:
-            polling.detach()
         self.engine.forget(self)
+        if polling is not None:
+            polling.detach(answer)
 
     def _drop_candidate(self) -> None:
         candidate = self.candidate
