@@ -131,6 +131,9 @@ class TestOptions:
             ({"methods": ["GET\r\n"]}, "methods"),
             ({"allowed_headers": ["a b"]}, "allowed_headers"),
             ({"max_age": -1}, "max_age=-1"),
+            ({"max_age": "600"}, "max_age='600'"),
+            ({"allowed_headers": 3}, "allowed_headers=3"),
+            ({"credentials": "yes"}, "credentials='yes'"),
         ],
     )
     def test_errors_name_option_and_value(self, options: dict[str, Any], names: str) -> None:

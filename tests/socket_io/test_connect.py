@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+from collections.abc import Generator
 from typing import Any
 
 import pytest
 
+from limpet_adapters.contract import BroadcastOptions, Joined
 from limpet_adapters.counters import counters
+from limpet_adapters.memory import MemoryAdapter
+from limpet_adapters.packet import EncodedPacket
 from limpet_worker.socketio.errors import ConnectionRefused, NotStarted
 from limpet_worker.socketio.namespace import Namespace
 from limpet_worker.socketio.server import Server
@@ -516,3 +520,93 @@ def test_names_of_namespaces() -> None:
         io.of("/a,b")
     with pytest.raises(TypeError, match="pattern"):
         io.of(7)  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("close", [False, True])
+async def test_a_middleware_that_disconnects_refuses(close: bool) -> None:
+    io = Server()
+    connected: list[str] = []
+    io.on("connect", lambda socket: connected.append(socket.id))
+
+    @io.use
+    async def bouncer(socket: Socket) -> None:
+        await asyncio.sleep(0)
+        socket.disconnect(close)
+
+    async with running(io):
+        (peer,) = peers(io, 1)
+        peer.text(b"0")
+        await settled()
+        assert peer.take() == ([] if close else [b'4{"message":"Connection refused"}'])
+        assert (peer.ended is not None) is close
+        assert not connected
+        assert not io.sockets
+
+
+async def test_one_refused_does_not_take_the_namespace_from_the_next() -> None:
+    io = Server()
+    rooms = io.of(re.compile("/room-.*"))
+
+    @rooms.use
+    def only_friends(socket: Socket) -> None:
+        if not socket.handshake.auth.get("friend"):
+            raise ConnectionRefused("no")
+
+    class Slowly:
+        def __await__(self) -> Generator[object, None, None]:
+            return asyncio.sleep(0.01).__await__()
+
+    class SlowToBeReady(MemoryAdapter):
+        def ready(self) -> Joined:
+            return Joined(Slowly())
+
+    async with running(io, adapter=SlowToBeReady):
+        one, two = peers(io, 2)
+        one.text(b"0/room-1,{}")
+        two.text(b'0/room-1,{"friend":1}')
+        await asyncio.sleep(0.1)
+        assert one.take() == [b'4/room-1,{"message":"no"}']
+        assert two.socket("/room-1").connected
+
+
+async def test_the_last_ones_handlers_still_reach_other_workers() -> None:
+    io = Server()
+    rooms = io.of(re.compile("/room-.*"))
+    published: list[bytes] = []
+
+    class Bus(MemoryAdapter):
+        def broadcast(self, packet: EncodedPacket, options: BroadcastOptions) -> None:
+            super().broadcast(packet, options)
+            published.append(packet.text)
+
+    @rooms.on("disconnect")
+    async def gone(socket: Socket, reason: str) -> None:
+        await asyncio.sleep(0.01)
+        socket.nsp.emit("gone", reason)
+
+    async with running(io, adapter=Bus):
+        one, two = peers(io, 2)
+        await one.connect_slowly("/room-1")
+        one.text(b"1/room-1,")
+        await settled()
+        assert "/room-1" not in io.namespaces
+        await two.connect_slowly("/room-1")  # made anew meanwhile
+        await asyncio.sleep(0.05)
+        assert published == [b'2/room-1,["gone","client namespace disconnect"]']
+        assert two.take() == published
+        two.text(b"1/room-1,")
+        await asyncio.sleep(0.05)
+        assert len(published) == 2
+
+
+async def test_endless_names_make_no_namespace() -> None:
+    io = Server()
+    io.of(re.compile("/.*"))
+    async with running(io):
+        (peer,) = peers(io, 1)
+        name = b"/" + b"a" * 1024
+        peer.text(b"0" + name + b",")
+        await settled()
+        assert peer.take() == [b"4" + name + b',{"message":"Invalid namespace"}']
+        assert peer.ended is None
+        assert list(io.namespaces) == ["/"]

@@ -250,6 +250,29 @@ class TestOrder:
             assert one.take() == [b"34[2]"]
         assert log[-4:] == ["quick", "slow starts", "slow ends", "quick"]
 
+    async def test_a_cancelled_wait_does_not_stop_those_behind_it(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        io = Server(ordered=True)
+
+        @io.on("x")
+        async def x(socket: Socket, cancel: bool) -> str:
+            answer = asyncio.get_running_loop().create_future()
+            if cancel:
+                answer.cancel()
+            else:
+                answer.set_result("done")
+            return str(await answer)
+
+        async with running(io):
+            (peer,) = peers(io, 1)
+            socket = peer.connect()
+            peer.text(b'21["x",true]', b'22["x",false]')
+            await settled()
+            assert peer.take() == [b'32["done"]']
+            assert socket._unfinished == 0
+        assert "handler of 'x' failed" in caplog.text
+
     @pytest.mark.parametrize("ordered", [True, False])
     async def test_too_many_pending_end_the_session(self, ordered: bool) -> None:
         io = Server(max_pending_events=3, ordered=ordered)
@@ -337,6 +360,23 @@ class TestListeners:
             io.off()
             one.text(b'2["x"]')
             assert len(got) == 4
+
+    @pytest.mark.parametrize("by", ["io", "socket"])
+    async def test_a_catch_all_listener_throws_a_client_out(self, by: str) -> None:
+        io = Server()
+        got: list[object] = []
+        io.on("secret", lambda socket: got.append("secret"))
+        async with running(io):
+            (peer,) = peers(io, 1)
+            socket = peer.connect()
+            socket.on("secret", lambda: got.append("own"))
+            if by == "io":
+                io.on_any(lambda socket, *args: socket.disconnect())
+            else:
+                socket.on_any(lambda *args: socket.disconnect())
+            peer.text(b'21["secret"]')
+            assert peer.take() == [b"1"]
+            assert got == []
 
     async def test_catch_all(self) -> None:
         io = Server()

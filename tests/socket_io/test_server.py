@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +36,11 @@ from socketio_fakes import peers, running, settled
         ("transports", ["carrier pigeon"]),
         ("path", "socket.io"),
         ("max_sessions", 0),
+        ("path", Path("/socket.io/")),
+        ("path", "/socket io/"),
+        ("transports", [[]]),
+        ("cookie", {"flavour": "chocolate"}),
+        ("cookie", {1: 2}),
     ],
 )
 def test_wrong_options_are_named(option: str, value: object) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 TRANSPORTS: Final = ("polling", "websocket")
 """The transports there are, in the order in which a session can be upgraded."""
+_PATH: Final = re.compile(r"/[!$-.0-;=@-Z_a-z~%/]*").fullmatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,8 +70,9 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         """Check every value."""
-        if not str(self.path).startswith("/"):
-            raise _wrong("path", self.path, 'a path that starts with "/"')
+        path: object = self.path
+        if not isinstance(path, str) or not _PATH(path):
+            raise _wrong("path", path, 'a path that starts with "/", as it stands in a URL')
         for name in (
             "ping_interval",
             "ping_timeout",
@@ -114,7 +117,7 @@ class EngineOptions:
 
 def _transports(value: object) -> tuple[str, ...]:
     names = tuple(value) if isinstance(value, (tuple, list)) else ()
-    if not names or not set(names) <= set(TRANSPORTS) or len(set(names)) != len(names):
+    if not names or any(name not in TRANSPORTS or names.count(name) > 1 for name in names):
         raise _wrong("transports", value, 'a tuple of "polling" and "websocket"')
     return names
 

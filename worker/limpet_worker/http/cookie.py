@@ -43,6 +43,9 @@ def cookie_line(option: bool | str | Mapping[str, object]) -> tuple[bytes, bytes
     elif isinstance(option, str):
         given = {"name": option}
     else:
+        for key in option:
+            if not isinstance(key, str):
+                raise OptionError(f"cookie {key!r}: expected the name of an attribute")
         given = {key.replace("_", "").replace("-", "").lower(): option[key] for key in option}
     values = {**_DEFAULTS, **given}
 

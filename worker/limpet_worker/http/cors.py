@@ -12,7 +12,7 @@ neither is anything when CORS is not configured, as with stock servers: give
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, TypeAlias
@@ -55,6 +55,8 @@ class CorsOptions:
     def __post_init__(self) -> None:
         if not callable(self.origin):
             _check_origins(self.origin)
+        if not isinstance(self.credentials, bool):
+            raise OptionError(f"cors credentials={self.credentials!r}: expected True or False")
         for name in ("methods", "allowed_headers", "exposed_headers"):
             value = getattr(self, name)
             if value is None:
@@ -62,11 +64,14 @@ class CorsOptions:
             if isinstance(value, str):
                 value = tuple(part.strip() for part in value.split(","))
                 object.__setattr__(self, name, value)
+            elif not isinstance(value, Collection):
+                raise OptionError(f"cors {name}={value!r}: expected a list of names")
             for item in value:
                 if not isinstance(item, str) or not _TOKEN(item):
                     raise OptionError(f"cors {name}: {item!r}: expected a list of names")
-        if self.max_age is not None and (isinstance(self.max_age, bool) or self.max_age < 0):
-            raise OptionError(f"cors max_age={self.max_age!r}: expected seconds >= 0 or None")
+        age: object = self.max_age
+        if age is not None and (not isinstance(age, int) or isinstance(age, bool) or age < 0):
+            raise OptionError(f"cors max_age={age!r}: expected whole seconds >= 0 or None")
 
 
 def _check_origins(origin: object) -> None:

@@ -35,6 +35,8 @@ logger = logging.getLogger("limpet.socketio")
 
 _SHORT: Final = 17
 """Before this the payload of a common event begins: its id has 15 digits at most, all valid."""
+_LONGEST_NAME: Final = 1024
+"""Characters of a namespace that a client can have made: names are kept, and cross the bus."""
 _MOST_LEFT: Final = 1000
 """Namespaces a client may leave before packets that come late for them end the session."""
 
@@ -175,6 +177,9 @@ class Client:
         if taken or (connecting and name in connecting):
             self.refuse("connected to the namespace already")
             return
+        if len(name) > _LONGEST_NAME and name not in self.server.namespaces:
+            self._say_no(name, "Invalid namespace")
+            return
         if len(self._others or ()) + len(connecting or ()) >= self.server.max_namespaces:
             self._say_no(name, "Too many namespaces")
             return
@@ -201,6 +206,10 @@ class Client:
             for middleware in list(namespace.middlewares):
                 await settle(middleware.call(socket))
                 if self._ended:
+                    return
+                if socket.gone:  # it was disconnected: another way to refuse it
+                    count("limpet_connections_refused_total", reason="middleware")
+                    self._say_no(name, "Connection refused")
                     return
         except ConnectionRefused as refusal:
             count("limpet_connections_refused_total", reason="middleware")

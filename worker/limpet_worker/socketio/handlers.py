@@ -59,7 +59,7 @@ class Handler:
         self.warned = True
         return False
 
-    def failed(self, kind: str, error: Exception) -> None:
+    def failed(self, kind: str, error: BaseException) -> None:
         """Log and count what it raised."""
         count("limpet_handler_errors_total", kind=kind)
         logger.error("the %s handler of %r failed", kind, self.event, exc_info=error)

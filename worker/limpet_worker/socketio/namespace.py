@@ -178,6 +178,7 @@ class Namespace(Registry):
 
     __slots__ = (
         "_adapter",
+        "_retired",
         "entering",
         "is_ready",
         "next_ack_id",
@@ -204,6 +205,8 @@ class Namespace(Registry):
         """Whether it has been awaited."""
         self._adapter: Adapter | None = None
         """None while the server does not run."""
+        self._retired = False
+        """Whether it was removed, nobody being in it; handlers may still send through it."""
         if parent is not None:
             self.handlers = parent.handlers.copy()
             self.lifecycle = parent.lifecycle.copy()
@@ -251,6 +254,14 @@ class Namespace(Registry):
         if self._adapter is not None:
             adapter, self._adapter = self._adapter, None
             await adapter.close()
+
+    async def retire(self) -> None:
+        """Give the adapter back, yet go on sending through it: handlers of the last socket run
+        on, and what they send is for the members that other workers have.
+        """
+        if self._adapter is not None and not self._retired:
+            self._retired = True
+            await self._adapter.close()
 
     # --- what sockets and clients call ------------------------------------
 
@@ -308,6 +319,7 @@ class Namespace(Registry):
             self.parent is not None
             and not self.entering
             and self._adapter is not None
+            and not self._retired
             and not self._adapter.sockets
             and self.server.cleanup_empty_child_namespaces
         ):
@@ -323,7 +335,10 @@ class Namespace(Registry):
         packet = encode_event(self.prefix, arguments)
         if isinstance(packet, bytes):
             packet = EncodedPacket(packet)
-        self.adapter.broadcast(packet, options)
+        adapter = self.adapter
+        if self._retired and (successor := self.server.namespaces.get(self.name)) is not None:
+            adapter = successor.adapter
+        adapter.broadcast(packet, options)
 
     def deliver(self, members: Collection[Socket], packet: EncodedPacket, volatile: bool) -> None:
         """Put a broadcast into the outbox of each local socket it is for; the adapter calls it."""

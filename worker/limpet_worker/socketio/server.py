@@ -15,6 +15,7 @@ from limpet_adapters.packet import EncodedPacket
 from limpet_worker.engineio.options import TRANSPORTS, EngineOptions
 from limpet_worker.engineio.server import EngineServer
 from limpet_worker.errors import OptionError
+from limpet_worker.http.cookie import cookie_line
 from limpet_worker.http.cors import CorsOptions, OriginFunction, Origins
 from limpet_worker.presence import Presence, PresenceSource
 from limpet_worker.socketio.broadcast import Broadcasting, BroadcastOperator
@@ -188,6 +189,7 @@ class Server(Broadcasting):
             max_sessions=max_sessions,
         )
         """Options of the Engine.IO layer."""
+        cookie_line(cookie)  # checks the attributes
         self.serve_client = _flag("serve_client", serve_client)
         """Whether whoever runs the server serves the client for browsers too."""
         self.connect_timeout = _seconds("connect_timeout", connect_timeout)
@@ -457,16 +459,22 @@ class Server(Broadcasting):
                     return None
                 namespace = self._make(name, parent)
                 self.tell("new_namespace", namespace)
-        await namespace.until_ready()
+        namespace.entering += 1  # before waiting: else another client's end could remove it
+        try:
+            await namespace.until_ready()
+        except BaseException:
+            namespace.entering -= 1
+            namespace.tidy()
+            raise
         if self.namespaces.get(name) is not namespace:
+            namespace.entering -= 1
             return None  # the server closed meanwhile
-        namespace.entering += 1
         return namespace
 
     def remove_child(self, namespace: Namespace) -> None:
         """End a namespace that was made for a client and has no socket any more."""
         self._drop(namespace)
-        self.tasks.start(namespace.close())
+        self.tasks.start(namespace.retire())
 
     def _drop(self, namespace: Namespace) -> None:
         if self.namespaces.get(namespace.name) is namespace:

@@ -281,7 +281,8 @@ class Socket(Selecting):
         if close:
             self.client.disconnect()
         elif self._state < _ENDING:
-            self.session.send_text(encode_disconnect(self.nsp.prefix))
+            if self._state == _CONNECTED:  # else the client is told that it was refused
+                self.session.send_text(encode_disconnect(self.nsp.prefix))
             self.end("server namespace disconnect")
         return EMITTED
 
@@ -499,7 +500,8 @@ class Socket(Selecting):
                     return
                 self.nsp.server.tasks.start(self._through(extras.middlewares, data, ack))
                 return
-        self._dispatch(data, ack)
+        if self._state == _CONNECTED:  # else a catch-all listener has thrown the client out
+            self._dispatch(data, ack)
 
     async def _through(self, middlewares: list[Handler], data: list[Any], ack: int | None) -> None:
         try:
@@ -560,6 +562,12 @@ class Socket(Selecting):
             if ack is not None:
                 self._acknowledge(ack, result)
         except Exception as error:  # noqa: BLE001 - the app's
+            handler.failed("event", error)
+        except asyncio.CancelledError as error:
+            # Of something that the handler waited for; or of this task, at the end of the server.
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
             handler.failed("event", error)
         finally:
             self._unfinished -= 1
