@@ -374,3 +374,16 @@ async def test_names_from_the_worker_that_cannot_be_shown() -> None:
         for item in body["data"]:
             assert item["user"] in {"42", item["connections"][0]["socket_id"]}
         assert (await api("/v1/rooms")).body["total"] == 1
+
+
+@pytest.mark.parametrize("name", ["{}", "{room}", "a{b", "}", "a/b", "%7B", "..", "?#&"])
+async def test_names_of_any_characters_are_found(name: str) -> None:
+    async with setting() as (api, one, _, _):
+        one.add(name, name, at=T0)
+        await one.sync()
+        path = quote(name, safe="")
+        assert (await api(f"/v1/rooms/{path}")).body["room"] == name
+        members = (await api(f"/v1/rooms/{path}/members")).body
+        assert [item["user"] for item in members["data"]] == [name]
+        user = (await api(f"/v1/users/{path}")).body
+        assert (user["user"], user["connection_count"]) == (name, 1)

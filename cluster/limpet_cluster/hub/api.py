@@ -91,10 +91,11 @@ class Api:
         app.router.add_get("/readyz", self.readyz)
         app.router.add_get("/v1/namespaces", self.namespaces)
         app.router.add_get("/v1/rooms", self.rooms)
-        app.router.add_get("/v1/rooms/{room}", self.room)
-        app.router.add_get("/v1/rooms/{room}/members", self.members)
-        app.router.add_get("/v1/users/{user}", self.user)
-        app.router.add_get("/v1/connections/{socket_id}", self.connection)
+        # Without a pattern of its own a part takes no braces, and names may have them.
+        app.router.add_get("/v1/rooms/{room:[^/]+}", self.room)
+        app.router.add_get("/v1/rooms/{room:[^/]+}/members", self.members)
+        app.router.add_get("/v1/users/{user:[^/]+}", self.user)
+        app.router.add_get("/v1/connections/{socket_id:[^/]+}", self.connection)
         app.router.add_get("/v1/workers", self.workers)
         app.router.add_get("/v1/cluster", self.cluster)
         return app
