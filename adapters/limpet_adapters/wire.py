@@ -148,6 +148,11 @@ def sequence_of(frame: bytes) -> int:
     return int.from_bytes(frame[24:32], "big")
 
 
+def sent_by(frame: bytes) -> tuple[int, int]:
+    """Return origin and counter of a frame that is as long as a header, whatever else it says."""
+    return int.from_bytes(frame[4:12], "big"), int.from_bytes(frame[12:20], "big")
+
+
 def acknowledgement(topic: bytes, incarnation: int, last: int) -> bytes:
     """Return what the hub sends to a topic that was subscribed."""
     return _HEADER.pack(topic, ACKNOWLEDGED, 0, 0, incarnation, last)

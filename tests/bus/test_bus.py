@@ -390,6 +390,16 @@ async def test_bad_frames_are_counted_and_nothing_else(rundir: RunDirectory) -> 
         await heard(two.socket, b"goes on")
 
 
+async def test_a_frame_of_an_unknown_kind_does_not_end_the_beats(rundir: RunDirectory) -> None:
+    async with rig(rundir, beat_seconds=0.05, stall_after=1.0) as running:
+        one, _ = await running.pair()
+        forwarder = running.forwarder
+        frame = wire.frame(one.adapter._whole, wire.BROADCAST, 7, 1, b"")
+        forwarder._latest[frame[4:12]] = frame[:3] + b"\x63" + frame[4:]
+        before = forwarder._beat_number
+        await until(lambda: forwarder._beat_number >= before + 3 and not forwarder._latest)
+
+
 async def test_repairs_are_for_workers_and_for_what_there_is(rundir: RunDirectory) -> None:
     async with rig(rundir) as running:
         one, _ = await running.pair()

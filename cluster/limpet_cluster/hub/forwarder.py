@@ -437,9 +437,7 @@ class Forwarder:
         for topic in self._changed:
             topic.changed = False
         self._changed.clear()
-        confirmed = [
-            (header.origin, header.counter) for header in map(wire.header, self._latest.values())
-        ]
+        confirmed = [wire.sent_by(frame) for frame in self._latest.values()]
         self._latest.clear()
 
         number = self._beat_number = self._beat_number + 1
