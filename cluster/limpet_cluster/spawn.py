@@ -16,8 +16,6 @@ from limpet_cluster.child import PARENT
 
 _FIRST_FD: Final = 3
 """Where passed sockets begin, as sd_listen_fds(3) says."""
-_STAGING: Final = 256
-"""Sockets to pass wait above this number, so that placing one never overwrites another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,9 @@ def spawn(command: Command, notify: str, watchdog: float) -> int:
     if watchdog:
         environment["WATCHDOG_USEC"] = str(int(watchdog * 1e6))
     actions: list[tuple[int, int, int]] = []
-    staged = [fcntl.fcntl(s, fcntl.F_DUPFD_CLOEXEC, _STAGING) for _, s in command.listeners]
+    # They wait above their places, so that placing one never overwrites another.
+    above = _FIRST_FD + len(command.listeners)
+    staged = [fcntl.fcntl(s, fcntl.F_DUPFD_CLOEXEC, above) for _, s in command.listeners]
     try:
         for number, fd in enumerate(staged):
             actions.append((os.POSIX_SPAWN_DUP2, fd, _FIRST_FD + number))

@@ -158,7 +158,7 @@ class Supervisor:
         """End the cluster on the spot."""
         self.phase = Phase.ENDING_OTHERS
         for child in self._children.values():
-            child.wanted = False
+            child.stop(self._loop.time())  # one that waits for its restart has nobody to kill
         if self._kill_all():
             self._forced = True
         self._pump()

@@ -215,6 +215,21 @@ def test_a_second_interrupt_is_quick(supervise: Supervise) -> None:
     assert cluster.ended(3) == 1
 
 
+def test_a_quick_end_does_not_wait_for_what_is_to_start_again(supervise: Supervise) -> None:
+    cluster = supervise(policy={"backoff_first": 0.5}).ready()
+    os.kill(cluster.pid("worker-0"), signal.SIGKILL)
+    until(lambda: cluster.status()["worker-0"]["state"] == "waiting", cluster)
+    cluster.process.send_signal(signal.SIGQUIT)
+    assert cluster.ended(5) == 1
+    assert len(cluster.journal("worker-0", "start")) == 1
+
+
+def test_few_descriptors_are_enough_to_pass_sockets(supervise: Supervise) -> None:
+    few = ["/bin/sh", "-c", 'ulimit -n 64 && exec "$@"', "sh"]
+    cluster = supervise(few).ready()
+    assert cluster.journal("balancer", "listens")
+
+
 def test_what_a_child_leaves_behind_goes_with_it(supervise: Supervise) -> None:
     cluster = supervise(ways={"worker-0": "fork"}).ready()
     worker = psutil.Process(cluster.pid("worker-0"))
