@@ -100,7 +100,11 @@ class HeldSlots:
     def __call__(self) -> Collection[int]:
         now = time.monotonic()
         if now - self._at >= _HELD_FOR:
-            self._known = frozenset(held_slots(self._run))
+            try:
+                self._known = frozenset(held_slots(self._run))
+            except OSError as error:
+                # Out of descriptors: what was known is the best guess, and nobody is dropped.
+                logger.debug("cannot look at the slots: %s", error)
             self._at = now
         return self._known
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import gc
+import os
+import resource
 import socket
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -20,6 +23,8 @@ from hypothesis.stateful import (
 
 from balancer_rig import NODE, silent_socket
 from limpet_adapters.identity import WorkerAddress
+from limpet_adapters.rundir import RunDirectory, Slot
+from limpet_balancer.balancer import HeldSlots
 from limpet_balancer.handover import Register
 from limpet_balancer.placing import Arrival, Kind, Limits, Placing, Refusal, Worker
 
@@ -447,3 +452,23 @@ class PlacingMachine(RuleBasedStateMachine):
 
 TestPlacing = PlacingMachine.TestCase
 TestPlacing.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_slots_that_cannot_be_looked_at_stay_as_they_were_known(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    run = RunDirectory(tmp_path)
+    slot = Slot(run, 3)
+    held = HeldSlots(run)
+    assert held() == {3}
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened = os.open(os.devnull, os.O_RDONLY)  # the lowest free descriptor
+    os.close(opened)
+    held.forget()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (opened, limits[1]))
+    try:
+        assert held() == {3}
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    slot.release()
+    held.forget()
+    assert held() == set()
