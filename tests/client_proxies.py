@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
+import hashlib
+import re
 import shutil
 import ssl
 import subprocess
@@ -109,6 +112,36 @@ async def between(
     finally:
         server.close()
         await one.finish()
+        await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def deaf_server() -> AsyncIterator[str]:
+    """Serve WebSockets that are welcomed and never read from; yield the URL."""
+    writers: list[asyncio.StreamWriter] = []
+
+    async def welcome(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        [key] = re.findall(r"sec-websocket-key: (\S+)", head, re.IGNORECASE)
+        digest = hashlib.sha1(f"{key}258EAFA5-E914-47DA-95CA-C5AB0DC85B11".encode()).digest()
+        accept = base64.b64encode(digest).decode()
+        writer.write(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+        )
+        hello = '0{"sid":"abc","upgrades":[],"pingInterval":5000,"pingTimeout":5000}'
+        for packet in (hello, '40{"sid":"abc"}'):
+            writer.write(bytes((0x81, len(packet))) + packet.encode())
+        writer.transport.pause_reading()  # type: ignore[attr-defined]
+
+    server = await asyncio.start_server(welcome, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+        for writer in writers:
+            writer.transport.abort()
         await asyncio.sleep(0)
 
 

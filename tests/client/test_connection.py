@@ -136,6 +136,7 @@ async def test_reconnects(server: ClientServer, new_client: NewClient) -> None:
     await client.connect()
     cut(client)
     assert await reconnected.wait() == [(1,)]
+    assert client.manager.backoff.attempts == 0
 
 
 async def test_reconnects_when_told(server: ClientServer, new_client: NewClient) -> None:
@@ -508,10 +509,14 @@ async def test_awaited_connect_tries_again_when_told(new_client: NewClient) -> N
     assert attempts.calls == [(1,), (2,)]
 
 
-async def test_cancelled_connect_gives_up(new_client: NewClient) -> None:
+@pytest.mark.parametrize("transport", ["polling", "websocket"])
+async def test_cancelled_connect_gives_up(transport: str, new_client: NewClient) -> None:
     with sockets.create_server(("127.0.0.1", 0)) as silent:
-        client = new_client(f"http://127.0.0.1:{silent.getsockname()[1]}")
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        client = new_client(url, transports=[transport])
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.05):
                 await client.connect()
         assert not client.active
+        async with asyncio.timeout(0.5):  # what was under way is not waited for
+            await client.close()

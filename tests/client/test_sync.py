@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -206,7 +206,8 @@ print("done")
 
 
 @pytest.mark.parametrize(("how", "code"), [("return", 0), ("raise", 3)])
-def test_the_interpreter_ends(server: ClientServer, how: str, code: int) -> None:
+def test_the_interpreter_ends(spawn: Callable[..., ClientServer], how: str, code: int) -> None:
+    server = spawn("limpet")
     started = time.monotonic()
     ended = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT, server.url, how],

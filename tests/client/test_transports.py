@@ -12,10 +12,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from client_proxies import between, certificate
+from client_proxies import between, certificate, deaf_server
 from client_rig import Heard, NewClient
 from client_servers import ClientServer
-from limpet_client.errors import ConnectError, TransportError
+from limpet_client.client import Client
+from limpet_client.errors import ConnectError, NotSent, SendBufferFull, TransportError
 
 pytestmark = pytest.mark.processes
 
@@ -267,7 +268,8 @@ class Silent:
         self.polls: list[bytes] = []
         """Answers to the polls after the first; none: it lasts."""
         self.frames: list[bytes | str] = []
-        self.status = 200
+        self.probe = ""
+        """What a WebSocket that asks is answered, before it is closed; empty: it is not one."""
         self.posts: list[bytes] = []
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
@@ -275,6 +277,11 @@ class Silent:
         if request.query["transport"] == "websocket":
             socket = web.WebSocketResponse(max_msg_size=0)
             await socket.prepare(request)
+            if self.probe:
+                await socket.receive_str()
+                await socket.send_str(self.probe)
+                await socket.close()
+                return socket
             await socket.send_str(hello)
             for frame in self.frames:
                 await (
@@ -287,7 +294,7 @@ class Silent:
             self.posts.append(await request.read())
             return web.Response(text="ok")
         if "sid" not in request.query:
-            return web.Response(text=hello, status=self.status)
+            return web.Response(text=hello)
         if not self.polls:
             await asyncio.sleep(1)
         return web.Response(body=self.polls.pop(0) if self.polls else b"6")
@@ -322,6 +329,46 @@ async def test_a_server_that_falls_silent(
     assert await gone.wait() == [("ping timeout", None)]
     assert asyncio.get_running_loop().time() - started < 1
     await client.close()
+
+
+@pytest.mark.parametrize("probe", ["3probe", "4what", "3"])
+async def test_an_upgrade_that_fails(
+    silent: tuple[Silent, str], probe: str, new_client: NewClient
+) -> None:
+    one, url = silent
+    one.hello |= {"upgrades": ["websocket"], "pingInterval": 5000}
+    one.probe = probe
+    one.polls = [b'40{"sid":"abc"}', b"6", *(b'42["event",%d]' % number for number in range(20))]
+    client, got = new_client(url), Heard()
+    client.on("event", got)
+    await client.connect()
+    client.emit("hello")
+    assert await got.wait(20) == [(number,) for number in range(20)]
+    assert client.transport_name == "polling"
+    assert b'42["hello"]' in b"".join(one.posts)
+    await client.close()
+
+
+async def test_a_server_that_does_not_read(
+    new_client: NewClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limpet_client.connection._CLOSE_TIMEOUT", 0.3)
+    async with deaf_server() as url:
+        client = new_client(url, max_buffered_bytes=10_000_000, **WEBSOCKET)
+        await client.connect()
+
+        async def emit_much() -> None:
+            for _ in range(1000):
+                client.emit("large", b"x" * 100_000)
+                await asyncio.sleep(0)
+
+        with pytest.raises(SendBufferFull):
+            await emit_much()
+        with pytest.raises(NotSent):
+            await client.volatile.emit_with_ack("small")
+        started = asyncio.get_running_loop().time()
+        await client.close()  # what waits cannot go: it is not waited for without an end
+        assert 0.2 < asyncio.get_running_loop().time() - started < 2
 
 
 @pytest.mark.parametrize(
@@ -373,10 +420,10 @@ async def test_frames_that_cannot_be_read(
 async def test_a_status_is_told(
     server: ClientServer, options: dict[str, Any], new_client: NewClient
 ) -> None:
-    client = new_client(server.url, path="/nowhere/", **options)
-    with pytest.raises(TransportError) as caught:
-        await client.connect()
     if server.kind == "limpet" or options is POLLING:  # Node ends the connection without a word
+        client = new_client(server.url, path="/nowhere/", **options)
+        with pytest.raises(TransportError) as caught:
+            await client.connect()
         assert caught.value.description == 404
     wrong = new_client(server.url, query={"sid": "x" * 20}, **options)
     with pytest.raises(TransportError) as caught:
@@ -396,24 +443,23 @@ async def test_polling_says_goodbye(silent: tuple[Silent, str], new_client: NewC
 
 
 @EACH
-async def test_other_loops(
-    server: ClientServer, options: dict[str, Any], new_client: NewClient
-) -> None:
-    del new_client
+async def test_other_loops(server: ClientServer, options: dict[str, Any], tmp_path: Path) -> None:
     uvloop = pytest.importorskip("uvloop")
-    from limpet_client.client import Client
+    serving, trusting = certificate(tmp_path)
 
-    async def talk() -> object:
-        async with Client(server.url, **options) as client:
+    async def talk(url: str) -> None:
+        async with Client(url, ssl=trusting, **options) as client:
             if options is UPGRADE:
                 await upgraded(client)
-            return await client.emit_with_ack("echo", b"x" * 300_000)
+            assert await client.emit_with_ack("echo", b"x" * 300_000) == b"x" * 300_000
 
-    def run() -> object:
+    def run(url: str) -> None:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(talk())
+            runner.run(talk(url))
 
-    assert await asyncio.to_thread(run) == b"x" * 300_000
+    await asyncio.to_thread(run, server.url)
+    async with between(lambda _head: ("127.0.0.1", server.port), serving) as tls:
+        await asyncio.to_thread(run, f"https://127.0.0.1:{tls.port}")
 
 
 async def test_a_slow_consumer_is_told(server: ClientServer, new_client: NewClient) -> None:
