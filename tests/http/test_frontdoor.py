@@ -883,3 +883,18 @@ def test_garbage(data: list[bytes]) -> None:
         assert not faults
 
     asyncio.run(main())
+
+
+async def test_the_descriptors_of_all_clients_are_known(start: Start) -> None:
+    server, address = await start()
+    async with await Raw.open(address) as idle, await Raw.open(address) as socket_:
+        await idle.request("GET", PATH)
+        await socket_.send(websocket(f"{PATH.replace('polling', 'websocket')}"))
+        await until(lambda: any(one.wire for one in server.engine.sessions.values()))
+        found = set()
+        for fd in server.doorway.descriptors():
+            borrowed = socket.socket(fileno=fd)
+            found.add(borrowed.getpeername())
+            borrowed.detach()
+        assert found == {one.writer.get_extra_info("sockname") for one in (idle, socket_)}
+    await until(lambda: not server.doorway.descriptors())

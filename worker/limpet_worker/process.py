@@ -13,6 +13,7 @@ from limpet_adapters.allocator import keep_freed_memory, settle_memory
 from limpet_adapters.bus import Bus, Gap
 from limpet_adapters.control import ControlClient, Hello
 from limpet_adapters.counters import counters
+from limpet_adapters.forks import close_in_forks
 from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
 from limpet_adapters.rundir import RunDirectory, Slot
 from limpet_balancer.channel import WorkerChannel
@@ -123,6 +124,7 @@ class Worker:
             await start_site(app.app if app.has_app else None),
             files=self.files if app.serve_client else None,
         )
+        close_in_forks(doorway.descriptors)
         channel = self.channel = WorkerChannel(
             self.config.run.balancer,
             self.address,

@@ -88,6 +88,11 @@ class Connection(asyncio.Protocol):
         """aiohttp's handler; it stays for the next request to the site. None: not needed yet."""
         self._site_answered = False
 
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The connection itself."""
+        return self._transport
+
     # --- called by the transport ------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

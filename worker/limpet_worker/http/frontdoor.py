@@ -210,6 +210,19 @@ class Doorway:
         """Connections that are here: idle, polling, or with the site; no WebSockets."""
         return len(self._doors)
 
+    def descriptors(self) -> list[int]:
+        """Return the descriptors of all clients' connections, for `close_in_forks`.
+
+        A fork that kept them would hide from clients that we closed.
+        """
+        transports: list[object] = [door.transport for door in self._doors]
+        for session in self.engine.sessions.values():
+            transports.append(session.wire)
+            if session.candidate is not None:
+                transports.append(session.candidate.wire)
+        found = (_descriptor(each) for each in transports)
+        return [fd for fd in found if fd >= 0]
+
     # --- for the connections ----------------------------------------------------------------
 
     @property
@@ -249,3 +262,10 @@ class Doorway:
             self._tick_handle = loop.call_later(self._tick_every, self._tick)
         else:
             self._tick_handle = None
+
+
+def _descriptor(transport: object) -> int:
+    """Return the descriptor of a transport; -1 when it is closed, or none of asyncio's."""
+    ask = getattr(transport, "get_extra_info", None)
+    sock = None if ask is None else ask("socket")
+    return -1 if sock is None else int(sock.fileno())
