@@ -288,6 +288,7 @@ class Balancer:
         self._arm()
 
     def _head_came(self, arrival: Arrival) -> None:
+        arrival.since = 0.0  # what it waited for its own head is no wait for a worker
         self._route(arrival, time.monotonic())
 
     def _head_failed(self, arrival: Arrival, why: Failed) -> None:

@@ -312,7 +312,8 @@ class Placing:
     def back(self, worker: Worker, arrival: Arrival, now: float) -> None:
         """Keep a connection that a worker's channel did not take: it is next in its turn."""
         worker.blocked = True
-        arrival.since = now
+        if not arrival.since:  # else it has waited before, and that counts
+            arrival.since = now
         if arrival.kind is _BOUND:
             worker.waiting.appendleft(arrival)
         elif arrival.kind is _NEW:

@@ -292,6 +292,27 @@ def test_worker_out_of_descriptors_rests() -> None:
     assert desk.due() == [(arrival, worker)]
 
 
+def test_what_is_given_back_again_and_again_is_refused_in_the_end() -> None:
+    desk = Desk()
+    worker = desk.worker(0)
+    arrival = arrive(Kind.ANY)
+    assert desk.place(arrival) is worker
+    decision: Worker | Refusal = worker
+    for number in range(1, 100):
+        desk.placing.rejected(worker, number, desk.now)
+        worker.blocked = False
+        desk.now += 0.3
+        given = desk.due()
+        if not given:
+            desk.now += 0.3
+            given = desk.due()
+        [(_, decision)] = given
+        if isinstance(decision, Refusal):
+            break
+    assert decision is Refusal.BUSY
+    assert 20 <= desk.now - 100 < 21.5
+
+
 def test_channel_that_takes_nothing() -> None:
     desk = Desk()
     worker = desk.worker(0)
