@@ -477,6 +477,43 @@ def test_close_polling_that_waits(rig: Rig) -> None:
     assert rig.engine.sessions == {}
 
 
+def test_an_end_that_raises_does_not_stop_the_others(rig: Rig) -> None:
+    class Broken(Poll):
+        def respond(self, payload: bytes) -> None:
+            raise RuntimeError
+
+    def broken(reason: str) -> None:
+        raise RuntimeError
+
+    bad, good = rig.polling(), rig.polling()
+    assert bad.polling is not None
+    bad.polling.poll(Broken())
+    rig.sink(bad).on_close = broken  # type: ignore[method-assign]
+    poll = rig.poll(good)
+    bad.send("a")
+    good.send("b")
+    rig.loop.settle()
+    assert poll.payload == b"4b"
+    assert list(rig.engine.sessions.values()) == [good]
+
+
+def test_whatever_happens_in_a_flush_the_next_one_comes(rig: Rig) -> None:
+    class Hopeless(Poll):
+        def respond(self, payload: bytes) -> None:
+            raise KeyboardInterrupt
+
+    bad, good = rig.polling(), rig.polling()
+    assert bad.polling is not None
+    bad.polling.poll(Hopeless())
+    bad.send("a")
+    with pytest.raises(KeyboardInterrupt):
+        rig.loop.settle()
+    poll = rig.poll(good)
+    good.send("b")
+    rig.loop.settle()
+    assert poll.payload == b"4b"
+
+
 class Pipelined(Poll):
     """A GET behind which the same client sent another, read when the first is answered."""
 

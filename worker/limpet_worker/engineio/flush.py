@@ -98,24 +98,30 @@ class Flusher:
 
     def flush(self) -> None:
         """Write the hot sessions and a slice of the others."""
-        hot = self.hot
-        if hot:
-            self.hot = []
-            self._write(hot)
+        try:
+            hot = self.hot
+            if hot:
+                self.hot = []
+                self._write(hot)
+            if self.bulk:
+                self._write(self._slice())
+        finally:  # nobody would write anything any more
+            self.scheduled = False
+            if self.bulk or self.hot:
+                self.schedule()
+
+    def _slice(self) -> list[Session]:
+        """Take from ``bulk`` what may be written now."""
         bulk = self.bulk
-        if bulk:
-            if len(bulk) > self._compact_at:
-                self._compact()
-            part: list[Session] = []
-            most = self._bulk_slice
-            while bulk and len(part) < most:
-                session = bulk.popleft()
-                if session.out is not None and not session.blocked:
-                    part.append(session)
-            self._write(part)
-        self.scheduled = False
-        if bulk or self.hot:
-            self.schedule()
+        if len(bulk) > self._compact_at:
+            self._compact()
+        part: list[Session] = []
+        most = self._bulk_slice
+        while bulk and len(part) < most:
+            session = bulk.popleft()
+            if session.out is not None and not session.blocked:
+                part.append(session)
+        return part
 
     def _write(self, sessions: Iterable[Session]) -> None:
         rest = iter(sessions)
@@ -139,7 +145,10 @@ class Flusher:
         except Exception:  # the others must not wait forever for what one did
             logger.exception("writing to a session failed")
             if session is not None:
-                session.fail("transport error")
+                try:
+                    session.fail("transport error")
+                except Exception:
+                    logger.exception("ending a session failed")
             return False
         return True
 
