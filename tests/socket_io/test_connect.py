@@ -610,3 +610,19 @@ async def test_endless_names_make_no_namespace() -> None:
         assert peer.take() == [b"4" + name + b',{"message":"Invalid namespace"}']
         assert peer.ended is None
         assert list(io.namespaces) == ["/"]
+
+
+async def test_a_middleware_whose_wait_is_cancelled_refuses() -> None:
+    io = Server()
+
+    @io.use
+    async def broken(socket: Socket) -> None:
+        answer = asyncio.get_running_loop().create_future()
+        answer.cancel()
+        await answer
+
+    async with running(io):
+        (peer,) = peers(io, 1)
+        peer.text(b"0")
+        await settled()
+        assert peer.take() == [b'4{"message":"Internal server error"}']

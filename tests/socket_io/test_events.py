@@ -250,6 +250,27 @@ class TestOrder:
             assert one.take() == [b"34[2]"]
         assert log[-4:] == ["quick", "slow starts", "slow ends", "quick"]
 
+    async def test_a_plain_handler_that_raises_what_was_cancelled(self) -> None:
+        io = Server()
+
+        @io.on("x")
+        def x(socket: Socket) -> None:
+            answer = asyncio.get_running_loop().create_future()
+            answer.cancel()
+            answer.result()
+
+        io.on("connect", x)
+        io.on("disconnect", x)
+        async with running(io):
+            (peer,) = peers(io, 1)
+            socket = peer.connect()
+            socket.on_any_outgoing(lambda *args: x(socket))
+            peer.text(b'21["x"]')
+            socket.emit("y")
+            assert peer.take() == [b'2["y"]']
+            peer.text(b"1")
+            assert not io.sockets
+
     async def test_a_cancelled_wait_does_not_stop_those_behind_it(
         self, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
@@ -10,7 +11,7 @@ from orjson import JSONDecodeError
 from limpet_adapters.counters import count
 from limpet_adapters.identity import redact
 from limpet_worker.socketio.errors import ConnectionRefused, PacketError
-from limpet_worker.socketio.handlers import settle
+from limpet_worker.socketio.handlers import settle, was_cancelled
 from limpet_worker.socketio.packet import (
     ACK,
     CONNECT,
@@ -214,7 +215,9 @@ class Client:
         except ConnectionRefused as refusal:
             count("limpet_connections_refused_total", reason="middleware")
             self._say_no(name, refusal.message, refusal.data)
-        except Exception:
+        except (Exception, asyncio.CancelledError) as error:
+            if was_cancelled(error):
+                raise
             count("limpet_connections_refused_total", reason="error")
             logger.exception("a middleware of %s failed; the connection is refused", namespace)
             self._say_no(name, "Internal server error")

@@ -155,6 +155,16 @@ async def settle(result: Any) -> Any:
     return await result if inspect.isawaitable(result) else result
 
 
+def was_cancelled(error: BaseException) -> bool:
+    """Return whether the running task itself was cancelled, as at the end of the server; else an
+    app's coroutine only waited for something that was.
+    """
+    if not isinstance(error, asyncio.CancelledError):
+        return False
+    task = asyncio.current_task()
+    return task is None or task.cancelling() > 0
+
+
 def is_coroutine(result: Any) -> bool:
     """Return whether a plain function returned a coroutine, as wrappers of async ones do."""
     return type(result) is CoroutineType

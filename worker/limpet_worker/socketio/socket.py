@@ -20,7 +20,15 @@ from limpet_worker.socketio.broadcast import (
     room_names,
 )
 from limpet_worker.socketio.errors import ConnectionRefused
-from limpet_worker.socketio.handlers import ANY, F, Handler, Handlers, is_coroutine, settle
+from limpet_worker.socketio.handlers import (
+    ANY,
+    F,
+    Handler,
+    Handlers,
+    is_coroutine,
+    settle,
+    was_cancelled,
+)
 from limpet_worker.socketio.handshake import Handshake
 from limpet_worker.socketio.packet import encode_ack, encode_disconnect, encode_event
 from limpet_worker.socketio.unicast import SocketOperator
@@ -331,7 +339,7 @@ class Socket(Selecting):
             self._discard(handler)
         try:
             result = handler.fit(*arguments)
-        except Exception as error:  # noqa: BLE001 - the app's
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the app's
             self._lifecycle_failed(handler, error)
         else:
             if is_coroutine(result):
@@ -343,7 +351,7 @@ class Socket(Selecting):
         except Exception as error:  # noqa: BLE001 - the app's
             self._lifecycle_failed(handler, error)
 
-    def _lifecycle_failed(self, handler: Handler, error: Exception) -> None:
+    def _lifecycle_failed(self, handler: Handler, error: BaseException) -> None:
         handler.failed("lifecycle", error)
         if isinstance(error, ConnectionRefused) and self.connected:
             # Too late to refuse, but who wrote this wanted the client out.
@@ -439,7 +447,7 @@ class Socket(Selecting):
             return
         try:
             result = handler.call(*arguments)
-        except Exception as error:  # noqa: BLE001 - the app's
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the app's
             handler.failed("outgoing", error)
         else:
             if is_coroutine(result):
@@ -553,7 +561,7 @@ class Socket(Selecting):
                     result.close()
             elif ack is not None:
                 self._acknowledge(ack, result)
-        except Exception as error:  # noqa: BLE001 - the app's
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the app's
             handler.failed("event", error)
 
     async def _finish(self, handler: Handler, coroutine: Awaitable[Any], ack: int | None) -> None:
@@ -561,12 +569,8 @@ class Socket(Selecting):
             result = await coroutine
             if ack is not None:
                 self._acknowledge(ack, result)
-        except Exception as error:  # noqa: BLE001 - the app's
-            handler.failed("event", error)
-        except asyncio.CancelledError as error:
-            # Of something that the handler waited for; or of this task, at the end of the server.
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
+        except (Exception, asyncio.CancelledError) as error:
+            if was_cancelled(error):
                 raise
             handler.failed("event", error)
         finally:
