@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Final
 
+from limpet_adapters.forks import close_in_forks
+
 PATH_LIMIT: Final = 107
 """Bytes a unix socket path may have."""
 _LONGEST_NAME: Final = 24
@@ -97,6 +99,8 @@ class Slot:
         self.incarnation = (before + 1) % 256
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{self.incarnation} {os.getpid()}\n".encode(), 0)
+        # A fork with a copy of the descriptor would hold the slot after our end.
+        close_in_forks(lambda: (self._fd,))
 
     def release(self) -> None:
         """Give the slot back; the end of the process does the same."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -49,3 +52,32 @@ def test_a_slot_has_one_holder_and_a_new_incarnation_each_time(tmp_path: Path) -
 def test_a_slot_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="0 to 255"):
         Slot(RunDirectory(tmp_path / "run"), 256)
+
+
+def test_a_fork_does_not_keep_the_slot(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    code = """
+import os, sys, threading, time
+from pathlib import Path
+from limpet_adapters.rundir import RunDirectory, Slot
+slot = Slot(RunDirectory(Path(sys.argv[1])), 3)
+def fork():
+    pid = os.fork()
+    if pid == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(pid, flush=True)
+thread = threading.Thread(target=fork)
+thread.start()
+thread.join()
+os._exit(0)
+"""
+    ran = subprocess.Popen([sys.executable, "-c", code, str(run.path)], stdout=subprocess.PIPE)
+    assert ran.stdout is not None
+    forked = int(ran.stdout.readline())
+    try:
+        assert ran.wait(10) == 0
+        Slot(run, 3).release()
+    finally:
+        os.kill(forked, signal.SIGKILL)
+        ran.stdout.close()
