@@ -15,6 +15,7 @@ from limpet_adapters.contract import JOINED, Joined
 from limpet_adapters.memory import MemoryAdapter
 from limpet_worker.errors import OptionError
 from limpet_worker.presence import PresenceUnavailable
+from limpet_worker.single import serving
 from limpet_worker.socketio.server import Server
 from socketio_fakes import peers, running, settled
 
@@ -207,3 +208,18 @@ async def test_the_server_stands_for_its_main_namespace() -> None:
         assert len(got) == 4
     assert repr(io.of("/")) == "<Namespace />"
     assert repr(io.of(re.compile("/.*"))) == "<ParentNamespace /.*>"
+
+
+async def test_a_site_that_does_not_start_ends_the_server() -> None:
+    io = Server()
+    ended: list[str] = []
+    io.on_shutdown(lambda: ended.append("shutdown"))
+
+    async def broken(app: web.Application) -> None:
+        raise RuntimeError("no database")
+
+    io.app.on_startup.append(broken)
+    with pytest.raises(RuntimeError, match="no database"):
+        async with serving(io, "127.0.0.1", 0):
+            pass
+    assert ended == ["shutdown"]

@@ -55,9 +55,10 @@ async def serving(
             presence_source=presence,
         )
     )
-    site = await start_site(io.app if io.has_app else None)
-    doorway = Doorway(io.engine, site, files=files if io.serve_client else None)
+    doorway: Doorway | None = None  # the start of the application's own routes may fail
     try:
+        site = await start_site(io.app if io.has_app else None)
+        doorway = Doorway(io.engine, site, files=files if io.serve_client else None)
         server = await (doorway.listen_unix(unix) if unix else doorway.listen(host, port))
         yield [
             name if isinstance(name := sock.getsockname(), str) else (name[0], name[1])
@@ -66,9 +67,10 @@ async def serving(
         server.close()
     finally:
         await io.close("server shutting down")
-        await doorway.close()
-        if doorway.site is not None:
-            await doorway.site.close()
+        if doorway is not None:
+            await doorway.close()
+            if doorway.site is not None:
+                await doorway.site.close()
 
 
 def run(
