@@ -35,7 +35,7 @@ class ConnectionRefused(SocketIOError):  # noqa: N818 - says what happens, as us
 
 
 class AckTimeout(SocketIOError, TimeoutError):  # noqa: N818
-    """The other side did not acknowledge in time; an acknowledgement that comes later is ignored."""
+    """The other side did not acknowledge in time; what comes later is ignored."""
 
 
 class Disconnected(SocketIOError, ConnectionError):  # noqa: N818
