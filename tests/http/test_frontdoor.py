@@ -557,6 +557,7 @@ class TestRefusals:
             (None, 200, ""),
             (False, 403, "Forbidden"),
             ("Not today", 403, "Not today"),
+            ("Half \ud83d", 403, "Half ?"),
         ],
     )
     @pytest.mark.parametrize("wait", [False, True])

@@ -53,7 +53,8 @@ UNSUPPORTED_VERSION: Final = Refusal(5, "Unsupported protocol version")
 
 def forbidden(message: str) -> Refusal:
     """Return the refusal of an ``allow_request`` that gave its own text."""
-    return Refusal(4, message, "Forbidden", status=403)
+    text = message.encode("utf-8", "replace").decode("utf-8")  # half a surrogate is no JSON
+    return Refusal(4, text, "Forbidden", status=403)
 
 
 def check_request(

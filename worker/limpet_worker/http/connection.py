@@ -220,6 +220,7 @@ class Connection(asyncio.Protocol):
         self._close_after = not head.keep_alive
         doorway.requests += 1
         if b"expect" in head.headers and head.headers[b"expect"].lower() != b"100-continue":
+            self._first = False
             self._buffer = buffer[end:]
             self._answer(answers.empty(417, self._response_lines()))
         elif head.path in doorway.files:

@@ -257,7 +257,11 @@ class Doorway:
         self.date = f"Date: {formatdate(time.time(), usegmt=True)}\r\n".encode("ascii")
         late = [door for door in self._doors if 0.0 < door.deadline < now]
         for door in late:
-            door.expire()
+            try:
+                door.expire()
+            except Exception:  # what one connection does must not stop the others' time
+                logger.exception("ending a late connection failed")
+                door.abort()
         if self._doors and not self._closed:
             self._tick_handle = loop.call_later(self._tick_every, self._tick)
         else:

@@ -157,7 +157,7 @@ class FrontDoor(Connection):
         lines = self._doorway.cors.preflight(head.headers)
         if lines is None:
             return False
-        self._buffer = self._buffer[end:]
+        self._drop_head(end)
         self._lines += lines
         self._answer(answers.preflight(self._response_lines()))
         return True
