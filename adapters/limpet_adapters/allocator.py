@@ -10,12 +10,14 @@ from typing import Final
 _M_TRIM_THRESHOLD: Final = -1
 _M_MMAP_THRESHOLD: Final = -3
 
-KEPT: Final = 4 << 20
-"""Largest block, and largest free end of the heap, that does not go back to the system."""
+KEPT: Final = 64 << 20
+"""Largest free end of the heap that does not go back to the system: some clients' large messages
+at a time, each in several copies on its way."""
+_LARGEST_BLOCK: Final = 32 << 20  # what glibc allows at most
 
 
 def keep_freed_memory(size: int = KEPT) -> bool:
-    """Tell glibc's ``malloc`` to keep freed blocks of up to ``size`` bytes; False: it is another.
+    """Tell glibc's ``malloc`` to keep up to ``size`` freed bytes; False: it is another one.
 
     By default a block of a mebibyte may be mapped, zeroed page by page at first touch and unmapped
     again, several times for each message: an echo of 1 MiB takes 1.2 to 1.5 ms of the processor
@@ -29,8 +31,9 @@ def keep_freed_memory(size: int = KEPT) -> bool:
         return False
     mallopt.argtypes = (ctypes.c_int, ctypes.c_int)
     mallopt.restype = ctypes.c_int
-    done = [mallopt(option, size) for option in (_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD)]
-    return done == [1, 1]
+    trimmed = mallopt(_M_TRIM_THRESHOLD, size)
+    mapped = mallopt(_M_MMAP_THRESHOLD, min(size, _LARGEST_BLOCK))
+    return bool(trimmed == 1 and mapped == 1)
 
 
 def settle_memory() -> None:
