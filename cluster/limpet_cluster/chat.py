@@ -15,7 +15,7 @@ typing   room, true or false
 who      room                   ``users``, ``count``
 shown    room, from, ids
 picture  room, {id, type, size, ``at``
-         name}
+         name, next}
 piece    id, number, bytes, to  ``got``: bytes that have passed so far
 missing  room, from, id,
          numbers
@@ -32,7 +32,9 @@ once. A receiver on whose screen it was tells so with ``shown``, which reaches t
 
 A picture is announced by ``picture``, then comes in pieces, each acknowledged when it was passed
 on. Pieces skip clients that cannot take them right now, so nobody is overrun; who lacks some asks
-the sender for them with ``missing``, and the sender sends them ``to`` that one.
+the sender for them with ``missing``, and the sender sends them ``to`` that one. After a new
+connection the sender announces it again, with the ``next`` piece to come, under a new address;
+who has missed that asks the room: ``from`` is null then.
 """
 
 from __future__ import annotations
@@ -285,12 +287,12 @@ def shown(socket: Socket, room: object, sender: object, ids: object) -> Answer:
 
 @request("picture")
 def picture(socket: Socket, room: object, what: object) -> Answer:
-    """Announce a picture; announced again, it begins anew."""
+    """Announce a picture, or say after a new connection that it goes on."""
     name = _entered(socket, room)
     given = what if isinstance(what, dict) else {}
     number = _id(given.get("id"))
     title = _text(given.get("name"), "name", ROOM_LENGTH)
-    it = Picture(name, given.get("type"), given.get("size"))
+    it = Picture(name, given.get("type"), given.get("size"), given.get("next", 0))
     mine = _pictures(socket)
     mine.pop(number, None)
     mine[number] = it
@@ -298,7 +300,8 @@ def picture(socket: Socket, room: object, what: object) -> Answer:
         del mine[next(iter(mine))]
     at = _now()
     about = {"id": number, "at": at, "name": title, "type": it.type, "size": it.size}
-    socket.to(name).emit("picture", {**_from(socket, name), **about, "piece": PIECE})
+    state = {"piece": PIECE, "next": it.next}
+    socket.to(name).emit("picture", {**_from(socket, name), **about, **state})
     return {"at": at}
 
 
@@ -322,11 +325,12 @@ def piece(socket: Socket, number: object, index: object, data: object, to: objec
 def missing(
     socket: Socket, room: object, sender: object, number: object, indices: object
 ) -> Answer:
-    """Ask the sender of a picture for pieces that did not come."""
+    """Ask the sender of a picture for pieces that did not come; nobody named: everybody."""
     name = _entered(socket, room)
     wanted = [one for one in _several(indices, "numbers") if type(one) is int]
     asked = {"room": name, "id": _id(number), "by": socket.id, "numbers": wanted}
-    io.to(_client(sender)).emit("missing", asked)
+    whom = socket.to(name) if sender is None else io.to(_client(sender))
+    whom.emit("missing", asked)
     return {}
 
 

@@ -7,7 +7,7 @@ each piece against that, and passes it on.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import Final, TypeGuard
 
 SIZE: Final = 8 << 20
 """Bytes of a picture at most."""
@@ -37,22 +37,25 @@ class Picture:
         room: where it is shown.
         type: its media type, one of ``TYPES``.
         size: its bytes.
+        next: number of the piece that comes next: earlier ones passed over another connection.
 
     Raises:
-        PictureError: another type, or no size a picture may have.
+        PictureError: another type, or no size a picture may have, or no number of a piece.
     """
 
     __slots__ = ("next", "room", "size", "type")
 
-    def __init__(self, room: str, type: object, size: object) -> None:  # noqa: A002 - as it is
+    def __init__(self, room: str, type: object, size: object, next: object = 0) -> None:  # noqa: A002
         if not isinstance(type, str) or type not in _SIGNATURES:
             raise PictureError(f"type: expected one of {', '.join(TYPES)}")
-        if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= SIZE:
+        if not _whole(size) or not 0 < size <= SIZE:
             raise PictureError(f"size: expected 1 to {SIZE} bytes")
         self.room = room
         self.type = type
         self.size = size
-        self.next = 0
+        if not _whole(next) or not 0 <= next <= self.pieces:
+            raise PictureError(f"next: expected 0 to {self.pieces}")
+        self.next = next
         """Number of the piece that comes next."""
 
     @property
@@ -71,25 +74,28 @@ class Picture:
         Raises:
             PictureError: it is not the next, has another length, or is not of the type announced.
         """
-        if number != self.next or self.next >= self.pieces:
+        if not _whole(number) or number != self.next or self.next >= self.pieces:
             raise PictureError(f"piece: expected number {self.next} of {self.pieces}")
-        head = self._measured(self.next, data)
-        if number == 0 and not _SIGNATURES[self.type](head[:16]):
-            raise PictureError(f"type: this is no {self.type}")
+        self._check(number, data)
         self.next += 1
 
     def again(self, number: object, data: object) -> None:
         """Take a piece for the second time: somebody missed it.
 
         Raises:
-            PictureError: it has not passed yet, or has another length.
+            PictureError: it has not passed yet, has another length, or is not of the type.
         """
-        if not isinstance(number, int) or not 0 <= number < self.next:
+        if not _whole(number) or not 0 <= number < self.next:
             raise PictureError(f"piece: expected a number below {self.next}")
-        self._measured(number, data)
+        self._check(number, data)
 
-    def _measured(self, number: int, data: object) -> bytes:
+    def _check(self, number: int, data: object) -> None:
         expected = min(PIECE, self.size - number * PIECE)
         if not isinstance(data, bytes) or len(data) != expected:
             raise PictureError(f"piece {number}: expected {expected} bytes")
-        return data
+        if number == 0 and not _SIGNATURES[self.type](data[:16]):
+            raise PictureError(f"type: this is no {self.type}")
+
+
+def _whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

@@ -99,7 +99,7 @@ browser</a>, or with any Socket.IO client.</p>
 </dl>
 
 <h2>Connect with JavaScript</h2>
-<pre><code>import { io } from "socket.io-client";
+<pre><code>import { io } from "$base${path}socket.io.esm.js"; // or "socket.io-client"
 
 const socket = io("$base", { auth: { name: "Ada" } });
 socket.on("said", ({ user, text }) =&gt; console.log(user + ": " + text));
@@ -155,7 +155,7 @@ def about(*, base: str, path: str, transports: tuple[str, ...], worker: str) -> 
 
     Args:
         base: the address as the browser knows it, for example ``http://localhost:8080``.
-        path: the Engine.IO path.
+        path: the Engine.IO path, with a slash at its end.
         transports: what clients may connect by.
         worker: which worker answers.
     """
@@ -195,7 +195,8 @@ def content_policy(host: str) -> str:
 def add_routes(io: Server) -> None:
     """Serve the chat's pages and their files."""
     index = Template((_FILES / "index.html").read_text(encoding="utf-8"))
-    page = index.substitute(path=escape(f"{io.options.path.rstrip('/')}/"))
+    path = f"{io.options.path.rstrip('/')}/"
+    page = index.substitute(path=escape(path))
 
     async def chat(request: web.Request) -> web.Response:
         policy = content_policy(request.host)
@@ -204,7 +205,7 @@ def add_routes(io: Server) -> None:
     async def what_runs(request: web.Request) -> web.Response:
         text = about(
             base=str(request.url.origin()),
-            path=io.options.path,
+            path=path,
             transports=io.options.transports,
             worker=io.worker_name,
         )

@@ -423,9 +423,9 @@ async def test_a_hub_that_knows_not_all_yet_makes_nobody_leave(
 # --- pictures -------------------------------------------------------------
 
 
-async def announce(guest: Guest, data: bytes, id_: str = "p1", room: str = "a") -> Any:
-    about = {"id": id_, "type": "image/png", "size": len(data), "name": "rock.png"}
-    return await guest.call("picture", room, about)
+async def announce(guest: Guest, data: bytes, id_: str = "p1", **more: object) -> Any:
+    about = {"id": id_, "type": "image/png", "size": len(data), "name": "rock.png", **more}
+    return await guest.call("picture", "a", about)
 
 
 async def test_a_picture_passes_in_pieces(enter: Enter) -> None:
@@ -435,7 +435,7 @@ async def test_a_picture_passes_in_pieces(enter: Enter) -> None:
     told = await grace.hears("picture")
     assert told == {
         "room": "a", "user": "Ada", "from": ada.id, "id": "p1", "at": answer["at"],
-        "name": "rock.png", "type": "image/png", "size": len(data), "piece": PIECE,
+        "name": "rock.png", "type": "image/png", "size": len(data), "piece": PIECE, "next": 0,
     }  # fmt: skip
     pieces = [data[at : at + PIECE] for at in range(0, len(data), PIECE)]
     assert len(pieces) == 3
@@ -453,6 +453,10 @@ async def test_a_picture_passes_in_pieces(enter: Enter) -> None:
     assert (await late.call("missing", "a", ada.id, "p1", [1, 2]))["ok"]
     asked = await ada.hears("missing")
     assert asked == {"room": "a", "id": "p1", "by": late.id, "numbers": [1, 2]}
+    assert not grace.all("missing")
+    assert (await late.call("missing", "a", None, "p1", [1]))["ok"]
+    assert (await ada.hears("missing", 2))["numbers"] == [1]
+    await grace.hears("missing")
     assert (await ada.call("piece", "p1", 1, pieces[1], late.id))["got"] == len(data)
     assert (await late.hears("piece"))["data"] == pieces[1]
     assert len(grace.all("piece")) == 3
@@ -472,6 +476,28 @@ async def test_a_picture_must_be_what_it_says(enter: Enter) -> None:
     await ada.call("leave", "a")
     assert await ada.refused("piece", "p1", 1, bytes(10)) == "you are not in a"
     assert len(grace.all("piece")) == 1
+
+
+async def test_a_picture_goes_on_after_a_new_connection(enter: Enter) -> None:
+    grace = await enter("Grace", "a")
+    data = PNG.ljust(2 * PIECE) + b"the rest"
+    ada = await enter("Ada", "a")
+    await announce(ada, data)
+    await ada.call("piece", "p1", 0, data[:PIECE])
+    await ada.client.disconnect()
+    ada = await enter("Ada", "a")
+    assert (await announce(ada, data, next=1))["ok"]
+    told = await grace.hears("picture", 2)
+    assert (told["from"], told["next"]) == (ada.id, 1)
+    assert (await ada.call("piece", "p1", 1, data[PIECE : 2 * PIECE]))["got"] == 2 * PIECE
+    # What passed over the first connection may be asked for, and is looked at like the first time.
+    assert await ada.refused("piece", "p1", 0, bytes(PIECE), grace.id) == (
+        "type: this is no image/png"
+    )
+    assert (await ada.call("piece", "p1", 0, data[:PIECE], grace.id))["ok"]
+    assert (await ada.call("piece", "p1", 2, b"the rest"))["got"] == len(data)
+    for wrong in (-1, 4, True, "1"):
+        assert (await announce(ada, data, next=wrong))["error"] == "next: expected 0 to 3"
 
 
 async def test_few_pictures_are_remembered_and_none_is_anothers(enter: Enter) -> None:

@@ -79,8 +79,9 @@ function listen() {
   socket.on("said", (told) => {
     const room = rooms.get(told.room);
     if (!room) return;
-    const message = new Message({ ...told, mine: false });
-    if (room.add(message)) message.whenSeen(() => seen(room, told.from, told.id));
+    let message = room.entries.get(told.id);
+    if (!message) room.add((message = new Message({ ...told, mine: false })));
+    message.whenSeen().then(() => seen(room, told.from, told.id));
   });
   socket.on("shown", ({ room, ids }) => {
     for (const id of ids) rooms.get(room)?.entries.get(id)?.tick(2);
@@ -128,6 +129,7 @@ async function enter(room, away) {
   if (away) room.notice(`You were away for ${away} s. What was said meanwhile is not here.`);
   deliver(room);
   pictures.resume(room);
+  sendReceipts();
 }
 
 /** Send what was not acknowledged, in order. Ids stay, so nothing is shown twice. */
@@ -151,22 +153,30 @@ async function deliver(room) {
 // --- receipts ----------------------------------------------------------------
 
 const receipts = new Map(); // ids by room and sender
+let receiptsTimer = 0;
 
 /** Tell a sender that something of theirs is on the screen here, soon and with others. */
 function seen(room, from, id) {
-  if (!receipts.size) setTimeout(sendReceipts, RECEIPTS);
+  receiptsTimer ||= setTimeout(sendReceipts, RECEIPTS);
   const key = JSON.stringify([room.name, from]);
-  if (!receipts.has(key)) receipts.set(key, []);
-  receipts.get(key).push(id);
+  receipts.set(key, [...(receipts.get(key) ?? []), id].slice(-50));
+}
+
+/** The connection was lost before the server had it. */
+function tellAgain(name, from, ids) {
+  const room = rooms.get(name);
+  if (room) for (const id of ids) seen(room, from, id);
 }
 
 function sendReceipts() {
+  clearTimeout(receiptsTimer);
+  receiptsTimer = 0;
   for (const [key, ids] of receipts) {
-    for (let at = 0; at < ids.length; at += 50) {
-      if (socket.connected) socket.emit("shown", ...JSON.parse(key), ids.slice(at, at + 50));
-    }
+    const [name, from] = JSON.parse(key);
+    if (rooms.has(name) && !rooms.get(name).entered) continue; // `enter` comes back to it
+    receipts.delete(key);
+    if (rooms.has(name)) ask("shown", name, from, ids).catch(() => tellAgain(name, from, ids));
   }
-  receipts.clear();
 }
 
 const pictures = new Pictures(ask, seen);

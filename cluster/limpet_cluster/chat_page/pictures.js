@@ -7,10 +7,12 @@ import { PictureEntry } from "./room.js";
 const AT_ONCE = 3; // pieces under way to the server
 const KEPT = 4; // own pictures that others may ask pieces of: as many as the server knows
 const QUEUED = 200; // pieces that others may wait for
-const ASKED = 4; // pieces asked for at a time
+const ASKED = 4; // pieces asked for at a time, where they come quickly
+const QUICK = 1000; // milliseconds in which they come then
 const COMING = 8; // pictures that may be on their way to us
 const QUIET = 400; // milliseconds without a piece after which missing ones are asked for
-const PATIENCE = 60_000; // milliseconds without a piece after which a picture is given up
+const UNANSWERED = [1500, 15_000]; // milliseconds after which they are asked for again, least and most
+const PATIENCE = 90_000; // milliseconds without a piece after which a picture is given up
 
 /**
  * The pictures of this page.
@@ -56,10 +58,18 @@ export class Pictures {
     this.#upload(picture);
   }
 
-  /** Begin anew with what the server had not got of a room's pictures when the connection was lost. */
+  /**
+   * Go on after the connection was lost: say under which id we can be asked for pieces now, send
+   * what the server had not got, and ask for what we had not got.
+   */
   resume(room) {
     for (const picture of this.sent.values()) {
-      if (picture.room === room && !picture.done) this.#upload(picture);
+      if (picture.room === room && !picture.failed) this.#upload(picture);
+    }
+    for (const picture of this.coming.values()) {
+      if (picture.room !== room) continue;
+      picture.unanswered = 1; // its sender may have moved meanwhile
+      this.#watch(picture);
     }
   }
 
@@ -88,27 +98,27 @@ export class Pictures {
   }
 
   async #pass(picture) {
-    const { id, file, entry, room, name } = picture;
-    const answer = await this.ask("picture", room.name, { id, type: file.type, size: file.size, name });
+    const { id, file, entry, room, name, passed } = picture;
+    const about = { id, type: file.type, size: file.size, name, next: passed };
+    const answer = await this.ask("picture", room.name, about);
     if (!answer.ok) return this.#refused(picture, answer.error);
-    picture.passed = 0;
-    const under_way = new Set();
+    const underWay = new Set();
     let failed = null;
-    for (let number = 0; number * picture.piece < file.size && !failed; number += 1) {
+    for (let number = passed; number * picture.piece < file.size && !failed; number += 1) {
       const data = await this.#piece(picture, number);
-      while (under_way.size >= AT_ONCE) await Promise.race(under_way);
+      while (underWay.size >= AT_ONCE) await Promise.race(underWay);
       const passing = this.ask("piece", id, number, data)
-        .then((passed) => {
-          if (!passed.ok) throw new Error(passed.error);
-          picture.passed = Math.max(picture.passed, number + 1);
-          entry.progress(passed.got);
+        .then((taken) => {
+          if (!taken.ok) throw new Error(taken.error);
+          picture.passed = number + 1;
+          entry.progress(taken.got);
         })
         .catch((error) => (failed ??= error))
-        .finally(() => under_way.delete(passing));
-      under_way.add(passing);
+        .finally(() => underWay.delete(passing));
+      underWay.add(passing);
     }
-    await Promise.all(under_way);
-    if (failed instanceof Error && failed.lost) throw failed;
+    await Promise.all(underWay);
+    if (failed?.lost) throw failed;
     if (failed) return this.#refused(picture, failed.message);
     picture.done = true;
     entry.tick(1, answer.at);
@@ -116,7 +126,7 @@ export class Pictures {
   }
 
   #refused(picture, why) {
-    picture.done = true;
+    picture.done = picture.failed = true;
     picture.entry.fail("Not sent.");
     picture.entry.refuse(why);
   }
@@ -128,7 +138,8 @@ export class Pictures {
   /** Somebody missed some pieces. */
   async onMissing({ id, by, numbers }) {
     for (const number of numbers) {
-      if (this.again.length < QUEUED) this.again.push({ id, by, number });
+      const waits = this.again.some((one) => one.id === id && one.by === by && one.number === number);
+      if (!waits && this.again.length < QUEUED) this.again.push({ id, by, number });
     }
     if (this.repeating) return;
     this.repeating = true;
@@ -154,9 +165,16 @@ export class Pictures {
     if (known) {
       known.from = about.from; // its sender has a new connection
       known.last = Date.now();
+      known.wait = UNANSWERED[0];
+      return this.#watch(known);
+    }
+    const shown = room.entries.get(about.id);
+    if (shown) {
+      if (shown.whole) this.#tellSeen(room, shown, about.from);
       return;
     }
-    if (room.entries.has(about.id)) return;
+    const pieces = Math.ceil(about.size / about.piece);
+    if (about.next >= pieces) return; // it was there before we were
     const entry = new PictureEntry({ ...about, mine: false });
     room.add(entry);
     if (this.coming.size >= COMING) return entry.fail("Too many pictures at a time.");
@@ -165,30 +183,36 @@ export class Pictures {
       entry,
       about,
       from: about.from,
-      pieces: new Array(Math.ceil(about.size / about.piece)).fill(null),
+      pieces: new Array(pieces).fill(null),
       bytes: 0,
-      asked: new Set(),
+      asked: new Set(), // numbers of pieces that we asked for and that did not come yet
+      askedAt: 0,
+      ask: 1, // how many to ask for
+      wait: UNANSWERED[0], // how long to wait for them
+      unanswered: 0, // how often nothing came
       last: Date.now(),
-      wait: QUIET,
     };
     this.coming.set(about.id, picture);
     this.#watch(picture);
   }
 
   /** A piece came. */
-  onPiece({ id, number, data }) {
+  onPiece({ id, from, number, data }) {
     const picture = this.coming.get(id);
     if (!picture || picture.pieces[number] !== null) return;
     picture.pieces[number] = data;
+    picture.from = from;
+    picture.unanswered = 0;
     picture.bytes += data.byteLength;
     picture.last = Date.now();
-    picture.wait = QUIET;
     picture.entry.progress(picture.bytes);
-    const answered = picture.asked.delete(number) && !picture.asked.size;
-    if (picture.pieces.includes(null)) {
-      if (answered) this.#askFor(picture);
-      else this.#watch(picture);
-    } else this.#complete(picture);
+    if (!picture.pieces.includes(null)) return this.#complete(picture);
+    if (!picture.asked.size) return this.#watch(picture);
+    if (!picture.asked.delete(number) || picture.asked.size) return;
+    const took = Date.now() - picture.askedAt;
+    picture.ask = took < QUICK ? Math.min(2 * picture.ask, ASKED) : 1;
+    picture.wait = Math.max(4 * took, UNANSWERED[0]);
+    this.#askFor(picture);
   }
 
   async #complete(picture) {
@@ -197,25 +221,35 @@ export class Pictures {
     clearTimeout(picture.timer);
     await entry.show(new Blob(picture.pieces, { type: about.type }));
     entry.done();
-    entry.whenSeen(() => this.seen(room, picture.from, about.id));
+    entry.whole = true;
+    this.#tellSeen(room, entry, picture.from);
   }
 
-  #watch(picture) {
+  #tellSeen(room, entry, from) {
+    entry.whenSeen().then(() => this.seen(room, from, entry.id));
+  }
+
+  /** Ask for what is missing, unless a piece comes before. */
+  #watch(picture, wait = QUIET) {
     clearTimeout(picture.timer);
-    picture.timer = setTimeout(() => this.#askFor(picture), picture.wait);
+    picture.timer = setTimeout(() => this.#askFor(picture), wait);
   }
 
-  /** Ask for the first pieces that are missing; wait longer each time that nothing comes. */
+  /** Ask for the first pieces that are missing; no more than the way to us can take. */
   #askFor(picture) {
     if (Date.now() - picture.last > PATIENCE) {
       this.coming.delete(picture.about.id);
       return picture.entry.fail("It did not arrive completely.");
     }
     const missing = picture.pieces.flatMap((piece, number) => (piece ? [] : [number]));
-    picture.asked = new Set(missing.slice(0, ASKED));
+    picture.asked = new Set(missing.slice(0, picture.ask));
+    picture.askedAt = Date.now();
     const { room, from, about } = picture;
-    this.ask("missing", room.name, from, about.id, [...picture.asked]).catch(() => {});
-    this.#watch(picture);
-    picture.wait = Math.min(2 * picture.wait, 5000);
+    // Who does not answer may have a new connection by now: then the whole room is asked.
+    const whom = picture.unanswered++ ? null : from;
+    this.ask("missing", room.name, whom, about.id, [...picture.asked]).catch(() => {});
+    picture.wait = Math.min(picture.wait, UNANSWERED[1]);
+    this.#watch(picture, picture.wait);
+    picture.wait *= 2; // the next time, unless they come
   }
 }

@@ -14,10 +14,9 @@ const TICKS = [
 // Tells when an entry is really on the screen: in the room that is shown, and scrolled to.
 const onScreen = new IntersectionObserver((changes) => {
   for (const { isIntersecting, target } of changes) {
-    if (isIntersecting && target.whenSeen) {
+    if (isIntersecting && target.onScreen) {
       onScreen.unobserve(target);
-      target.whenSeen();
-      target.whenSeen = null;
+      target.onScreen();
     }
   }
 });
@@ -62,10 +61,13 @@ export class Entry {
     this.body.after(withText("p", `Not sent. ${why}`, "error"));
   }
 
-  /** Call back once it has been on the screen. */
-  whenSeen(callback) {
-    this.element.whenSeen = callback;
-    onScreen.observe(this.element);
+  /** A promise that is kept once it has been on the screen. */
+  whenSeen() {
+    this.seen ??= new Promise((done) => {
+      this.element.onScreen = done;
+      onScreen.observe(this.element);
+    });
+    return this.seen;
   }
 
   forget() {
@@ -133,7 +135,7 @@ export class PictureEntry extends Entry {
     const save = this.figure.querySelector("a");
     save.href = this.url;
     save.download = this.title;
-    save.hidden = false;
+    save.hidden = this.mine;
     return image.decode().catch(() => {
       image.hidden = true;
       this.#state("This browser cannot show it.");
