@@ -163,7 +163,7 @@ const decodePacket = (data, binaryType) => {
 /** Calls `done` with packets encoded, at once unless one of them has to be read first. */
 const encodeAll = (packets, supportsBinary, done) => {
   const parts = packets.map((packet) => encodePacket(packet, supportsBinary));
-  if (parts.some((part) => part instanceof Promise)) Promise.all(parts).then(done);
+  if (parts.some((part) => part.then)) Promise.all(parts).then(done);
   else done(parts);
 };
 
@@ -316,6 +316,9 @@ globalThis.addEventListener?.("pagehide", ({ persisted }) => {
   if (!persisted) for (const abort of pending) abort();
 });
 
+/** Milliseconds that a handshake is given to arrive after nobody wants it any more. */
+const PATIENCE = 2000;
+
 /** HTTP long-polling: one GET waits for packets, one POST at a time sends some. */
 class Polling extends Transport {
   _polling = false;
@@ -391,8 +394,9 @@ class Polling extends Transport {
   }
 
   doClose() {
-    // While opening there is no session yet to close: see _leaveLate.
     if (this.readyState !== "opening") this._leave();
+    // There may be a session soon, which must be closed then: see _leaveLate.
+    else this.socket.setTimeoutFn(() => this._abort(), PATIENCE);
   }
 
   /** Says goodbye; the GET that waits is dropped afterwards. */
@@ -721,7 +725,9 @@ class Engine extends Emitter {
     this.flush();
     if (this.readyState !== "open") return;
     if (this.opts.upgrade) {
-      for (const name of data.upgrades) if (this.transports.includes(name)) this._probe(name);
+      for (const name of data.upgrades) {
+        if (this.transports.includes(name) && name !== this.transport.name) this._probe(name);
+      }
     }
     this._resetPingTimeout();
   }
