@@ -126,7 +126,7 @@ def chat(_new_cluster: Callable[..., RunningCluster]) -> RunningCluster:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def browser() -> AsyncIterator[Browser]:
     require("chromium", CHROMIUM)
-    require("playwright", async_playwright)
+    require("chromium", async_playwright, "playwright is not installed")
     async with async_playwright() as playwright:
         # Its profile is a new folder each time.
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
