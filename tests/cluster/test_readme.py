@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
 import socketio
+
 from harness import RunningCluster
 
 ROOT = Path(__file__).parents[2]
