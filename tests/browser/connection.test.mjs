@@ -592,3 +592,19 @@ test("a connection that was opened by hand while one waits to be tried again is 
   engine.close();
   await back; // and it still reconnects
 });
+
+test("connecting by hand whenever the connection is lost does no harm", async () => {
+  const socket = await connected();
+  socket.on("disconnect", () => socket.connect());
+  const calm = never(socket.io, "reconnect_attempt", 300);
+  for (let time = 0; time < 5; time++) {
+    const back = next(socket, "connect");
+    socket.io.engine.close();
+    await back;
+  }
+  await calm;
+  socket.off("disconnect");
+  const back = next(socket.io, "reconnect");
+  socket.io.engine.close();
+  await back;
+});

@@ -1557,7 +1557,8 @@ class Manager extends Emitter {
   }
 
   reconnect() {
-    if (this._reconnecting || this.skipReconnect) return;
+    // Not closed: a listener has just connected by hand.
+    if (this._reconnecting || this.skipReconnect || this._readyState !== "closed") return;
     if (this.backoff.attempts >= this._attempts) {
       this.backoff.reset();
       this.emitReserved("reconnect_failed");
