@@ -227,6 +227,13 @@ def test_a_post_that_is_not_utf8(rig: Rig) -> None:
     assert rig.sink(session).events == [("text", b"a"), ("close", "parse error")]
 
 
+def test_what_a_stock_client_had_buffered_comes_in_one_post(rig: Rig) -> None:
+    session = rig.polling()
+    assert rig.post(session, b"\x1e".join(b"4%d" % number for number in range(10_000)))
+    assert rig.sink(session).reasons == []
+    assert rig.sink(session).events == [("text", b"%d" % number) for number in range(10_000)]
+
+
 def test_too_many_packets_in_a_post() -> None:
     rig = Rig(max_payload_packets=3)
     session = rig.polling()

@@ -55,8 +55,9 @@ class EngineOptions:
     a string refuses it with that message."""
     max_sessions: int | None = None
     """Sessions of this process; beyond it new ones are refused. None: no limit."""
-    max_payload_packets: int = 1000
-    """Packets in one POST; the session ends at the next one."""
+    max_payload_packets: int = 20_000
+    """Packets in one POST; the session ends at the next one. Stock clients send all that they
+    buffered in one POST, so it is far above what people do."""
     soft_limit: int = 1 << 20
     """Unsent bytes of a session that it may not have for longer than ``soft_seconds``."""
     soft_packets: int = 1000
