@@ -12,9 +12,9 @@ from pathlib import Path
 import uvloop
 
 from limpet_adapters.rundir import RunDirectory
-from limpet_balancer.balancer import run_balancer
 from limpet_balancer.config import BalancerConfig
 from limpet_balancer.placing import Limits
+from limpet_balancer.process import run_balancer
 
 
 def main() -> int:

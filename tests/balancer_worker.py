@@ -18,7 +18,7 @@ import uvloop
 
 from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
 from limpet_adapters.rundir import RunDirectory, Slot
-from limpet_balancer.channel import WorkerChannel
+from limpet_balancer.channel import WorkerChannel, ask_stats
 from limpet_balancer.handover import Address
 
 
@@ -29,25 +29,38 @@ class Site:
         run = RunDirectory(Path(str(options["run"])))
         slot = Slot(run, int(str(options["slot"])))
         self.slot = slot
+        self.path = run.balancer
         self.address = WorkerAddress(int(str(options["node"])), slot.number, slot.incarnation)
         self.new_id = IdFactory(self.address)
         self.sids: set[str] = set()
         self.tasks: set[asyncio.Task[object]] = set()
+        self.coming = 0
+        """Acknowledged, and not read yet: each may become a session."""
         self.disowns = bool(options.get("disowns"))
         self.channel = WorkerChannel(
             run.balancer,
             self.address,
             new_worker_id(),
             self.adopt,
-            lambda: len(self.sids),
+            lambda: len(self.sids) + self.coming,
             limit=int(str(options.get("limit", 0))),
         )
+
+    async def is_known(self, ready: bool) -> bool:
+        """Ask the balancer whether it has taken in what this worker said of itself."""
+        try:
+            stats = await ask_stats(self.path)
+        except OSError:
+            return False
+        workers = cast(list[dict[str, object]], stats["workers"])
+        return any((one["pid"], one["ready"]) == (os.getpid(), ready) for one in workers)
 
     def adopt(
         self, sock: socket.socket, data: bytes, address: Address, hops: int, final: bool
     ) -> None:
         """Serve a connection that the balancer handed over."""
         loop = asyncio.get_running_loop()
+        self.coming += 1
         protocol = Connection(self, data, address, hops, final)
         task = loop.create_task(loop.connect_accepted_socket(lambda: protocol, sock))
         self.tasks.add(task)
@@ -68,6 +81,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's has another base
+        self.site.coming -= 1
         self.data_received(b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -152,8 +166,9 @@ async def main(options: dict[str, object]) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGUSR1, site.channel.set_draining)
     loop.add_signal_handler(signal.SIGUSR2, time.sleep, 0.5)
-    site.channel.start(ready=bool(options.get("ready", True)))
-    while not site.channel.connected and not options.get("alone"):
+    ready = bool(options.get("ready", True))
+    site.channel.start(ready=ready)
+    while not await site.is_known(ready):
         await asyncio.sleep(0.01)
     print("ready", flush=True)
     await stop.wait()

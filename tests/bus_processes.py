@@ -139,7 +139,10 @@ class Host:
 async def host(
     nodes: int = 2, *, hub: dict[str, Any] | None = None, **bus: Any
 ) -> AsyncIterator[Host]:
-    """Run a hub and so many nodes; ``hub`` and ``bus`` are options of Forwarder and Bus."""
+    """Run a hub and so many nodes; ``hub`` and ``bus`` are options of Forwarder and Bus.
+
+    And those that ``servers/bus_hub.py`` and ``servers/bus_node.py`` have besides.
+    """
     path = Path(tempfile.mkdtemp(prefix="limpet-"))
     os.chmod(path, 0o700)  # noqa: PTH101
     running = Host(path, bus)

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import selectors
-import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness import TESTS, require
+from harness import TESTS, npm_install
 
 _READY = re.compile(rb"ready on (http://\S+)")
 NODE_FOLDER = TESTS / "client"
@@ -81,12 +80,5 @@ class ClientServer:
 
 def install() -> Path:
     """Install the official server beside its script, once; return the script."""
-    require("node", shutil.which("node") and shutil.which("npm"))
-    if not (NODE_FOLDER / "node_modules" / "socket.io" / "package.json").exists():
-        subprocess.run(
-            ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"],
-            cwd=NODE_FOLDER,
-            check=True,
-            timeout=150,
-        )
+    npm_install(NODE_FOLDER, "socket.io")
     return NODE_FOLDER / "server.mjs"

@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xprocess import XProcess
 
 from harness import RunningCluster
 
 SpawnCluster = Callable[..., RunningCluster]
 
+# Examples are not timed: a machine that pauses for a moment is no failure. All else is as
+# Hypothesis has it, which differs where a variable like CI is set.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
+
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", uuid.uuid4().hex)[:8]
+PART = os.environ.get("PYTEST_XDIST_WORKER", "")
+"""Which of the processes that share the tests this is; empty when there is only one."""
+TOGETHER = {
+    "bench": "load",
+    "conformance": "suites",
+    "faults": "load",
+    "interop": "suites",
+    "systemd": "load",
+    "test_reload_under_load.py": "load",
+    "test_scaling.py": "load",
+}
+"""Folders and files that run in one process, one after the other: they share what takes long to
+start, or each needs the machine for itself. Elsewhere the tests of a file do."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say which tests run in the same process."""
+    for item in items:
+        path = item.path
+        group = TOGETHER.get(path.name) or TOGETHER.get(path.parent.name) or str(path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
 
 @pytest.fixture(scope="session")
 def _new_cluster(xprocess: XProcess) -> Iterator[SpawnCluster]:
     """Start clusters that all end with the session; names are never used twice."""
-    for earlier in xprocess.rootdir.listdir():  # logs of earlier runs
-        if not xprocess.getinfo(earlier.basename).isrunning():
+    for earlier in xprocess.rootdir.listdir():
+        old = RUN not in earlier.basename and PART in ("", "gw0")
+        if old and not xprocess.getinfo(earlier.basename).isrunning():
             earlier.remove(rec=1)
-    run = uuid.uuid4().hex[:8]
     started: list[RunningCluster] = []
 
     def start(application: str, workers: int = 2, *arguments: str) -> RunningCluster:
         label = application.partition(":")[0].rpartition(".")[2]
-        name = f"{label}-{run}-{len(started)}"
+        name = f"{label}-{RUN}{PART}-{len(started)}"
         cluster = RunningCluster(xprocess, name, application, workers, list(arguments))
         started.append(cluster)
         cluster.start()
         return cluster
 
     yield start
+    for cluster in started:  # they end side by side
+        cluster.ask_to_end()
     for cluster in reversed(started):
         cluster.discard()
 
@@ -54,6 +87,12 @@ def spawn_cluster(_new_cluster: SpawnCluster) -> Iterator[SpawnCluster]:
 def cluster(_new_cluster: SpawnCluster) -> RunningCluster:
     """The suites' application on two workers, shared by the session: do not break it."""
     return _new_cluster("servers.suite_app:io", 2)
+
+
+@pytest.fixture(scope="session")
+def calm_cluster(_new_cluster: SpawnCluster) -> RunningCluster:
+    """The same with heartbeats that are far apart, shared by the session: do not break it."""
+    return _new_cluster("servers.suite_app:calm", 2)
 
 
 @pytest.fixture(scope="session")

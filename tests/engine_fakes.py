@@ -214,6 +214,10 @@ class RecordingSink:
         return [value for kind, value in self.events if kind == "close"]
 
 
+REFUSED = b"400"
+"""Stands for the answer that a session is unknown."""
+
+
 class Poll:
     """A GET."""
 
@@ -222,6 +226,9 @@ class Poll:
 
     def respond(self, payload: bytes) -> None:
         self.payloads.append(payload)
+
+    def refuse(self) -> None:
+        self.payloads.append(REFUSED)
 
     @property
     def payload(self) -> bytes | None:

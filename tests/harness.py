@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ import pytest
 from xprocess import ProcessStarter, XProcess
 
 from limpet_cluster.api_client import ApiClient
-from limpet_cluster.commands import CommandError, ask
+from limpet_cluster.supervisor.commands import CommandError, ask
 
 TESTS = Path(__file__).parent
 READY = re.compile(r"limpet is ready on (?P<url>\S+)")
@@ -38,6 +41,19 @@ def require(name: str, present: object, reason: str = "") -> None:
     pytest.skip(message)
 
 
+def npm_install(folder: Path, package: str) -> None:
+    """Install what a folder's ``package.json`` asks for, once, also when several want it."""
+    require("node", shutil.which("node") and shutil.which("npm"))
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "node_modules" / package / "package.json").exists():
+            command = ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"]
+            subprocess.run(command, cwd=folder, check=True, timeout=150)
+    finally:
+        os.close(lock)
+
+
 def wait_until(condition: Callable[[], object], timeout: float = 10.0, what: str = "") -> None:
     """Wait until a condition holds; fail with ``what`` when it does not in time."""
     deadline = time.monotonic() + timeout
@@ -45,6 +61,19 @@ def wait_until(condition: Callable[[], object], timeout: float = 10.0, what: str
         if time.monotonic() > deadline:
             raise AssertionError(what or f"not true within {timeout:g} s")
         time.sleep(0.02)
+
+
+@contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """Let a process stand still; a supervisor starts nothing meanwhile."""
+    pidfd = os.pidfd_open(pid)
+    signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        with suppress(ProcessLookupError):  # killed meanwhile
+            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
+        os.close(pidfd)
 
 
 class RunningCluster:
@@ -157,6 +186,11 @@ class RunningCluster:
         """End it as systemd does, SIGTERM to the supervisor alone; return its exit code."""
         self._xprocess.getinfo(self.name).terminate(kill_proc_tree=False, timeout=20)
         return self._reap()
+
+    def ask_to_end(self) -> None:
+        """Send SIGTERM and do not wait."""
+        if self.alive:
+            os.kill(self.pid, signal.SIGTERM)
 
     def discard(self) -> None:
         """End it if it still runs, and remove what it leaves behind."""

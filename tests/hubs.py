@@ -183,11 +183,13 @@ async def _hub_main(path: Path) -> int:
     return await run_hub(config, lambda: print("ready", flush=True))
 
 
-async def _worker_main(path: Path, slot: int, connections: int) -> int:
+async def _worker_main(path: Path, slot: int, connections: int, *, comes_up: bool) -> int:
     held = Slot(RunDirectory(path), slot)
     one = await FakeWorker(path, slot, incarnation=held.incarnation).start()
     for at in range(connections):
         one.add(f"user-{slot}-{at}", ROOM)
+    if comes_up:
+        one.control.send("stats", {"state": "ready", "counters": {"limpet_drains_total": 7}})
     await one.sync()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
@@ -219,7 +221,8 @@ def _main(arguments: list[str]) -> int:
     slot, connections = map(int, arguments[2:4])
     if arguments[4:] == ["forked"]:
         return asyncio.run(_forked_main(Path(arguments[1]), slot, connections))
-    return asyncio.run(_worker_main(Path(arguments[1]), slot, connections))
+    comes_up = arguments[4:] != ["starting"]
+    return asyncio.run(_worker_main(Path(arguments[1]), slot, connections, comes_up=comes_up))
 
 
 if __name__ == "__main__":

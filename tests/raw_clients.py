@@ -70,6 +70,8 @@ class HttpConnection(asyncio.Protocol):
         if len(body) < length:
             return
         self._buffer = body[length:]
+        if self._answer is not None and self._answer.cancelled():
+            return  # whoever asked has just left
         if self._buffer or self._answer is None or self._answer.done():
             self._pool.problems.append(f"more than the answer to a request: {data[:200]!r}")
             return
@@ -184,7 +186,7 @@ class WebSocket(asyncio.Protocol):
     def __init__(self, client: Client) -> None:
         self._client = client
         self._buffer = b""
-        self._transport: asyncio.Transport
+        self._transport: asyncio.Transport  # set by connection_made
         self._opened: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     async def open(self, address: Address) -> None:
@@ -225,6 +227,7 @@ class WebSocket(asyncio.Protocol):
             elif opcode == _PING:
                 self._transport.write(frame(payload, _PONG))
             elif opcode == _CLOSE:
+                self._transport.write(frame(payload, _CLOSE))
                 self._client.end(f"closed: {payload!r}")
             else:
                 self._client.problems.append(f"frame of opcode {opcode}")
@@ -238,8 +241,9 @@ class WebSocket(asyncio.Protocol):
         self._transport.write(data)
 
     async def close(self) -> None:
-        """End the connection."""
-        self._transport.abort()
+        """End the connection, if there ever was one."""
+        if hasattr(self, "_transport"):
+            self._transport.abort()
 
 
 # --- polling ------------------------------------------------------------------------------------

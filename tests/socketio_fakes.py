@@ -14,7 +14,8 @@ from limpet_worker.engineio.request import HandshakeRequest
 from limpet_worker.engineio.server import EngineServer
 from limpet_worker.engineio.session import Session
 from limpet_worker.socketio.client import Client
-from limpet_worker.socketio.server import PresenceSink, Server, WorkerContext
+from limpet_worker.socketio.context import PresenceSink, WorkerContext
+from limpet_worker.socketio.server import Server
 from limpet_worker.socketio.socket import Socket
 
 CONNECTED = re.compile(rb'0(?:/[^,]*,)?\{"sid":"([A-Za-z0-9_-]{20})"\}')
@@ -58,6 +59,9 @@ class FakeSession:
             self.closed_with = reason
             sink, self.sink = self.sink, None
             sink.on_close(reason)
+
+    def send_away(self, reason: str, code: int | None = None) -> None:
+        self.close(reason)
 
     def take(self) -> list[bytes | tuple[bytes, ...]]:
         """Return what was sent since the last call."""

@@ -141,6 +141,8 @@ class Bus:
         self._lost = 0
         self._uncertain = 0
         self._dropped = 0
+        self._read = 0  # frames, and their bytes
+        self._read_bytes = 0
 
         for topic in (topics.CLUSTER_TOPIC, topics.HUB_TOPIC, topics.inbox(worker_id)):
             self.hold(topic)
@@ -245,6 +247,9 @@ class Bus:
             "unconfirmed_topics": len(self._unconfirmed),
             "lingering_topics": len(self._lingering),
             "sent": self._counter,
+            "sent_bytes": self._handed_bytes,
+            "read": self._read,
+            "read_bytes": self._read_bytes,
             "queued": len(self._outgoing),
             "queued_bytes": self._outgoing.size,
             "dropped": self._dropped,
@@ -279,6 +284,8 @@ class Bus:
     # --- lives of the hub --------------------------------------------------
 
     def _welcomed(self, connection: ControlConnection, welcome: Mapping[str, object]) -> None:
+        if self._closed:  # the worker's end is near, and takes its control connection last
+            return
         try:
             bus = msgspec.convert(welcome.get("bus"), BusWelcome)
         except msgspec.ValidationError as error:
@@ -437,12 +444,15 @@ class Bus:
         integer = int.from_bytes
         look = self._look
         self.before_reading()
+        messages = size = 0
         try:
             for number in range(READ_BATCH):
                 # When little comes, asking first is cheaper than to be refused at the end.
                 if 0 < number < _FEW and not look(_EVENTS) & _READABLE:
                     return
                 frame = receive(nowait)
+                messages += 1
+                size += len(frame)
                 stream = streams.get(frame[:3])
                 if stream is None:
                     continue  # unsubscribed since
@@ -458,6 +468,8 @@ class Bus:
         except zmq.Again:
             return
         finally:
+            self._read += messages
+            self._read_bytes += size
             self.after_reading()
         self._drain_due = True  # more is waiting, and the FD may not fire again
         self._loop.call_soon(self._drain)

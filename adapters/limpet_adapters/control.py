@@ -30,8 +30,11 @@ BACKLOG_LIMIT: Final = 128 * 1024 * 1024
 """Bytes that may wait for a peer that does not read; above it the connection ends."""
 TASKS_LIMIT: Final = 1024
 """Handlers of one connection that may be waiting at a time; further requests are refused."""
-RECONNECT: Final = (0.05, 1.0)
-"""First and longest pause, in seconds, between two attempts to reach the hub."""
+RECONNECT: Final = (0.05, 0.25)
+"""First and longest pause, in seconds, between two attempts to reach the hub: a hub that starts
+waits one second for the workers of the hub before it, so all have tried several times by then."""
+REFUSED: Final = 1.0
+"""Seconds until the next attempt after the hub has refused us."""
 
 _SEND: Final = 0
 _REQUEST: Final = 1
@@ -400,6 +403,7 @@ class ControlClient:
         self._connected: asyncio.Event = asyncio.Event()
         self._ended: asyncio.Event = asyncio.Event()
         self._welcomed = False
+        self._refused = False
 
     def handle(self, kind: str, handler: Handler) -> None:
         """Register the handler of a kind, for messages and requests alike."""
@@ -489,6 +493,9 @@ class ControlClient:
                 if self._welcomed:
                     self._welcomed = False
                     pause = RECONNECT[0]
+                elif self._refused:
+                    self._refused = False
+                    pause = REFUSED
             await asyncio.sleep(pause)
             pause = min(pause * 2, longest)
 
@@ -496,6 +503,7 @@ class ControlClient:
         def answered(body: object, error: Exception | None) -> None:
             if error is not None or not isinstance(body, dict):
                 if not connection.closed:
+                    self._refused = True
                     logger.warning("the hub refused us: %s", error or "bad welcome")
                 connection.abort()
                 return

@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 from collections.abc import MutableMapping
-from typing import Final
+from typing import Final, Self
 
 log = logging.getLogger("limpet.notify")
 
@@ -22,18 +22,20 @@ class Notifier:
     Nothing here raises: a supervisor that cannot be reached must not end the work.
     """
 
-    __slots__ = ("_socket", "_timer", "address", "watchdog")
+    __slots__ = ("_socket", "_timer", "address", "was_ready", "watchdog")
 
     def __init__(self, address: str | None = None, watchdog: float = 0.0) -> None:
         self.address = address
         """Path of the supervisor's socket, ``@name`` in the abstract namespace; None: nobody."""
         self.watchdog = watchdog
         """Seconds without a sign of life after which this process is replaced; 0: never."""
+        self.was_ready = False
+        """Whether it said so."""
         self._socket: socket.socket | None = None  # opened by the first message
         self._timer: asyncio.TimerHandle | None = None  # set while the watchdog is fed
 
     @classmethod
-    def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Notifier:
+    def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Self:
         """Take NOTIFY_SOCKET, WATCHDOG_USEC and WATCHDOG_PID out of the environment.
 
         They are removed so that programs which the application starts do not speak in our name.
@@ -47,11 +49,12 @@ class Notifier:
 
     def ready(self, status: str = "") -> None:
         """Say that this process does its work from now on."""
+        self.was_ready = True
         self._send("READY=1" + (f"\nSTATUS={_line(status)}" if status else ""))
 
     def status(self, text: str) -> None:
         """Say in one line what this process is doing."""
-        self._send(f"STATUS={_line(text)}")
+        self._send(f"STATUS={_line(text)}", wait=False)
 
     def stopping(self) -> None:
         """Say that this process is on its way out."""
@@ -59,7 +62,7 @@ class Notifier:
 
     def extend(self, seconds: float) -> None:
         """Ask for more time to start or to stop, counted from now."""
-        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}")
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}", wait=False)
 
     def failed(self, message: str) -> None:
         """Tell why this process cannot start, in as many lines as it takes.
@@ -71,10 +74,15 @@ class Notifier:
         self._send(f"X_LIMPET_ERROR={text}")
 
     def start_watchdog(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Send a sign of life from the event loop, three times per interval."""
+        """Send a sign of life from the event loop, three times per interval, once it is ready.
+
+        The first one would wind up systemd's watchdog, while an application that takes long to
+        be imported holds the loop up: until it is ready, it has the time that a start may take.
+        """
         if self.watchdog <= 0 or self.address is None:
             return
-        self._send("WATCHDOG=1")
+        if self.was_ready:
+            self._send("WATCHDOG=1", wait=False)
         self._timer = loop.call_later(self.watchdog / 3, self.start_watchdog, loop)
 
     def close(self) -> None:
@@ -86,7 +94,8 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def _send(self, text: str) -> None:
+    def _send(self, text: str, *, wait: bool = True) -> None:
+        """Send a datagram; when the queue is full, one that is said again anyway is dropped."""
         if self.address is None:
             return
         address = self.address
@@ -95,8 +104,8 @@ class Notifier:
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-                # A full queue is waited for a moment: READY=1 must not get lost.
-                self._socket.settimeout(0.5)
+            # A full queue is waited for a moment: READY=1 must not get lost.
+            self._socket.settimeout(0.5 if wait else 0.0)
             self._socket.sendto(text.encode("utf-8", "replace"), address)
         except OSError as error:
             log.debug("supervisor at %s not told %r: %s", self.address, text[:40], error)

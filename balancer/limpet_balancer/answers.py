@@ -7,6 +7,8 @@ import json
 import socket
 from typing import Final
 
+from limpet_adapters.counters import count
+
 _LINGER: Final = 2.0
 """Seconds a refused client may take to read the answer and close."""
 _LINGERING_LIMIT: Final = 256
@@ -68,6 +70,7 @@ class Closing:
             sock.close()
             return
         if len(self._open) >= _LINGERING_LIMIT:
+            count("limpet_balancer_answers_cut_total")
             self._end(next(iter(self._open)))
         self._open[sock] = (now + _LINGER, _DISCARDED_LIMIT)
         self._loop.add_reader(sock.fileno(), self._discard, sock)

@@ -1,4 +1,4 @@
-"""The balancer process: accepts, reads request heads, and hands connections over to workers."""
+"""The balancer: accepts, reads request heads, and hands connections over to workers."""
 
 from __future__ import annotations
 
@@ -6,16 +6,13 @@ import asyncio
 import errno
 import logging
 import os
-import signal
 import socket
 import time
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from limpet_adapters.counters import count
 from limpet_adapters.identity import address_of
-from limpet_adapters.rundir import RunDirectory, held_slots
 from limpet_balancer.answers import (
     BAD_REQUEST,
     HEAD_TIMEOUT,
@@ -25,6 +22,7 @@ from limpet_balancer.answers import (
     unavailable,
 )
 from limpet_balancer.config import HEAD_LIMIT, BalancerConfig
+from limpet_balancer.figures import Now, Totals
 from limpet_balancer.handover import (
     Acknowledge,
     AskStats,
@@ -39,13 +37,14 @@ from limpet_balancer.handover import (
     Ready,
     Register,
     Reject,
+    Undrain,
     encode_acknowledge,
     encode_reject,
     encode_stats,
 )
 from limpet_balancer.head import HEAD_END, BadRequestLine, Place, Request, RequestReader
 from limpet_balancer.heads import Failed, WaitingHeads, judge
-from limpet_balancer.listening import Listener, describe, open_listeners
+from limpet_balancer.listening import Listener, backlog_of, describe
 from limpet_balancer.placing import (
     HOPS_LIMIT,
     Arrival,
@@ -54,6 +53,7 @@ from limpet_balancer.placing import (
     Refusal,
     Worker,
 )
+from limpet_balancer.slots import HeldSlots
 from limpet_balancer.transfer import (
     MESSAGES_PER_TURN,
     SEND_BUFFER,
@@ -63,6 +63,7 @@ from limpet_balancer.transfer import (
     is_ours,
     meeting_point,
     peer_credentials,
+    take_down,
 )
 
 logger = logging.getLogger("limpet.balancer")
@@ -75,8 +76,9 @@ _TICK: Final = 0.025
 _LAST_ANSWERS: Final = 0.1
 """Seconds that clients get at the end to read an answer."""
 _EMFILE_PAUSE: Final = 0.1
-_HELD_FOR: Final = 0.1
-"""Seconds for which the list of held slots is believed."""
+_NO_WORKER_YET: Final = "no worker yet"
+_WORKERS_COME: Final = 1.0
+"""Seconds that a balancer waits for the workers of an earlier one before it accepts."""
 _OUT_OF_RESOURCES: Final = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 _CHANNELS_LIMIT: Final = 512
 
@@ -85,32 +87,6 @@ _FAILED_ANSWERS: Final = {
     Failed.TOO_LARGE: HEAD_TOO_LARGE,
     Failed.NOT_HTTP: BAD_REQUEST,
 }
-
-
-class HeldSlots:
-    """The slots that living processes hold; asking the system is remembered for a moment."""
-
-    __slots__ = ("_at", "_known", "_run")
-
-    def __init__(self, run: RunDirectory) -> None:
-        self._run = run
-        self._known: Collection[int] = ()
-        self._at = float("-inf")
-
-    def __call__(self) -> Collection[int]:
-        now = time.monotonic()
-        if now - self._at >= _HELD_FOR:
-            try:
-                self._known = frozenset(held_slots(self._run))
-            except OSError as error:
-                # Out of descriptors: what was known is the best guess, and nobody is dropped.
-                logger.debug("cannot look at the slots: %s", error)
-            self._at = now
-        return self._known
-
-    def forget(self) -> None:
-        """Ask anew: a worker has just gone."""
-        self._at = float("-inf")
 
 
 class Channel:
@@ -129,7 +105,7 @@ class Channel:
 
 
 class Balancer:
-    """Accepts connections and places them; see `run_balancer` for the process around it.
+    """Accepts connections and places them; see `process` for what is around it.
 
     Args:
         config: limits, paths, times.
@@ -154,6 +130,8 @@ class Balancer:
         self._closing = Closing(loop)
         self._meeting: socket.socket | None = None
         """Where workers connect."""
+        self._meeting_file = 0
+        """Number of its file, by which it is known."""
         self._channels: dict[int, Channel] = {}
         """By descriptor."""
         self._channel_of: dict[Worker, Channel] = {}
@@ -161,13 +139,7 @@ class Balancer:
         """Why nothing is accepted at this moment."""
         self._tick_handle: asyncio.TimerHandle | None = None
         self._ending = False
-        self._accepted = 0
-        self._handed_over = 0
-        self._redispatched = 0
-        self._migrated = 0
-        self._rejected = 0
-        self._emfile = 0
-        self._refused: Counter[str] = Counter()
+        self._totals = Totals(loop)
 
     # --- start and end ------------------------------------------------------------------
 
@@ -177,15 +149,25 @@ class Balancer:
         Raises:
             OSError: the socket in the run directory cannot be made.
         """
-        self._meeting = meeting_point(self._config.run.balancer)
+        self._totals.process.start()
+        path = self._config.run.balancer
+        self._meeting = meeting_point(path)
+        self._meeting_file = path.stat().st_ino
         self._loop.add_reader(self._meeting.fileno(), self._accept_channels)
+        if self._held():
+            # An earlier balancer's workers are there and register at once. Until then clients are
+            # safer in the backlog, which outlives us, than here.
+            self._pause(_NO_WORKER_YET)
+            self._loop.call_later(_WORKERS_COME, self._resume, _NO_WORKER_YET)
         for listener in self._listeners:
-            self._loop.add_reader(listener.fileno(), self._accept, listener)
+            if not self._pauses:
+                self._loop.add_reader(listener.fileno(), self._accept, listener)
             logger.info("listening on %s", describe(listener))
 
     async def finish(self) -> None:
         """Stop accepting, hand out everything held, and close."""
         self._ending = True
+        self._totals.process.stop()
         for listener in self._listeners:
             self._loop.remove_reader(listener.fileno())
             listener.close()
@@ -193,7 +175,7 @@ class Balancer:
         for arrival in self._heads.take_all():
             self._hand_out_partial(arrival, now)
         until = now + self._config.finish_timeout
-        while now < until and (self.placing.waits or self._owed()):
+        while now < until and (self.placing.waits or self._owed) and self._is_anyone_there():
             self._serve(now)
             await asyncio.sleep(0.01)
             now = time.monotonic()
@@ -205,6 +187,7 @@ class Balancer:
         if self._meeting is not None:
             self._loop.remove_reader(self._meeting.fileno())
             self._meeting.close()
+            take_down(self._config.run.balancer, self._meeting_file)
         for channel in self._channels.values():
             self._loop.remove_reader(channel.link.fd)
             channel.link.close()
@@ -214,6 +197,10 @@ class Balancer:
         if self._closing:
             await asyncio.sleep(_LAST_ANSWERS)
         self._closing.close()
+
+    def _is_anyone_there(self) -> bool:
+        """Say whether waiting may help: some worker is registered, or could be in a moment."""
+        return bool(self._channel_of or self._held())
 
     def _hand_out_partial(self, arrival: Arrival, now: float) -> None:
         """Give a head as it is to a worker, whose own front door reads the rest."""
@@ -241,7 +228,7 @@ class Balancer:
                     self._out_of_descriptors()
                     break
                 continue  # accept(2): an error of the connection, not of the listener
-            self._accepted += 1
+            self._totals.accepted += 1
             sock = socket.socket(family, socket.SOCK_STREAM, 0, fileno=fd)
             if isinstance(peer, tuple):
                 host = peer[0]
@@ -250,6 +237,7 @@ class Balancer:
                 arrival = Arrival(sock, family, (host, peer[1]), b"")
             else:
                 arrival = Arrival(sock, family, "unix", b"")
+            arrival.came_at = now
             self._read_head(arrival, now)
         if self.placing.anyone_waits:
             self._serve(now)
@@ -314,10 +302,13 @@ class Balancer:
 
     def _bind(self, arrival: Arrival, request: Request) -> None:
         if request.sid is not None:
+            self._totals.routed["sid"] += 1
             self.placing.bind(arrival, address_of(request.sid))
         elif request.place is Place.ENGINE and request.method == b"GET":
+            self._totals.routed["new"] += 1
             arrival.kind = Kind.NEW
         else:
+            self._totals.routed["any"] += 1
             arrival.kind = Kind.ANY
 
     def _answer_health(self, arrival: Arrival, request: Request, now: float) -> None:
@@ -349,7 +340,8 @@ class Balancer:
         sent = link.send_connection(decision.ledger.next_number, arrival)
         if sent is Sent.YES:
             self.placing.handed(decision, arrival, now)
-            self._handed_over += 1
+            self._totals.handed_over += 1
+            self._totals.route_seconds.observe(time.monotonic() - arrival.came_at)
         else:
             self.placing.back(decision, arrival, now)
             self._arm()
@@ -363,20 +355,23 @@ class Balancer:
             self._resume("waiting")
 
     def _refuse(self, arrival: Arrival, why: Refusal, now: float) -> None:
-        self._refused[why.value] += 1
+        self._totals.refused[why.value] += 1
         count("limpet_balancer_refused_total", reason=why.value)
+        if why is Refusal.NO_WORKER:
+            count("limpet_balancer_no_worker_total")
         self._answer(arrival, unavailable(why.value), now)
 
     # --- pauses and the tick ------------------------------------------------------------
 
     def _out_of_descriptors(self) -> None:
-        self._emfile += 1
-        count("limpet_balancer_emfile_total")
+        self._totals.out_of_descriptors()
         logger.warning("out of file descriptors: accepting pauses for %g s", _EMFILE_PAUSE)
         self._pause("emfile")
         self._loop.call_later(_EMFILE_PAUSE, self._resume, "emfile")
 
     def _pause(self, why: str) -> None:
+        if why not in self._pauses:
+            count("limpet_balancer_pauses_total", reason=why)
         if not self._pauses and not self._ending:
             for listener in self._listeners:
                 self._loop.remove_reader(listener.fileno())
@@ -423,6 +418,7 @@ class Balancer:
         except OSError as error:
             # The connection stays in the backlog and would wake us at once again.
             logger.warning("cannot accept a worker's channel: %s", error)
+            self._totals.out_of_descriptors()
             self._loop.remove_reader(self._meeting.fileno())
             self._loop.call_later(_EMFILE_PAUSE, self._resume_channels)
             return
@@ -446,8 +442,10 @@ class Balancer:
         """Read a batch; at the channel's end its last acknowledgements have been read by then."""
         now = time.monotonic()
         ended = False
+        left = MESSAGES_PER_TURN
         try:
-            for _ in range(MESSAGES_PER_TURN):
+            while left > 0 or channel.link.reset:
+                left -= 1
                 received = channel.link.receive()
                 if received is None:
                     break
@@ -494,13 +492,17 @@ class Balancer:
         elif isinstance(message, Ready):
             logger.info("worker %d is ready", worker.address.slot)
             self.placing.ready(worker)
+            self._resume(_NO_WORKER_YET)
         elif isinstance(message, Draining):
             logger.info("worker %d is draining", worker.address.slot)
             self.placing.draining(worker, now)
+        elif isinstance(message, Undrain):
+            logger.info("worker %d takes sessions again", worker.address.slot)
+            self.placing.undrain(worker)
         elif isinstance(message, Bye):
             self.placing.bye(worker, now)
         elif isinstance(message, Reject):
-            self._rejected += 1
+            self._totals.rejected += 1
             self.placing.rejected(worker, message.number, now)
             self._arm()
         else:
@@ -525,11 +527,14 @@ class Balancer:
                 os.close(fd)
             raise
         if fd < 0:
+            self._totals.out_of_descriptors()
             channel.rejected.append(connection.number)
             return
         sock = socket.socket(connection.family, socket.SOCK_STREAM, 0, fileno=fd)
         hops = connection.hops + 1
         final = connection.final or hops >= HOPS_LIMIT
+        if hops >= HOPS_LIMIT:
+            count("limpet_balancer_hops_exceeded_total")
         arrival = Arrival(sock, connection.family, connection.address, data, hops=hops, final=final)
         channel.incoming.append(arrival)
 
@@ -553,8 +558,9 @@ class Balancer:
                 return
         channel.rejected.clear()
         incoming, channel.incoming = channel.incoming, []
-        self._migrated += len(incoming)
+        self._totals.migrated += len(incoming)
         for arrival in incoming:
+            arrival.came_at = now
             self._judge(arrival, now)
 
     def _channel_ended(self, channel: Channel, now: float) -> None:
@@ -569,79 +575,25 @@ class Balancer:
         self._held.forget()
         rest = self.placing.leave(worker, now)
         logger.info("worker %d left, %d connections to place anew", worker.address.slot, len(rest))
-        self._redispatched += len(rest)
+        self._totals.redispatched += len(rest)
         for arrival in rest:
             self._place(arrival, now)
 
     # --- figures ------------------------------------------------------------------------
 
+    @property
     def _owed(self) -> int:
         return sum(worker.ledger.count for worker in self._channel_of)
 
     def stats(self) -> dict[str, object]:
         """Return the figures of this balancer: totals since its start, and what waits now."""
-        return {
-            "health": self.placing.health,
-            "accepted": self._accepted,
-            "handed_over": self._handed_over,
-            "redispatched": self._redispatched,
-            "migrated": self._migrated,
-            "rejected": self._rejected,
-            "refused": dict(self._refused),
-            "emfile": self._emfile,
-            "paused": sorted(self._pauses),
-            "heads": len(self._heads),
-            "waiting": self.placing.waits,
-            "unacknowledged": self._owed(),
-            "workers": [
-                {
-                    "slot": worker.address.slot,
-                    "incarnation": worker.address.incarnation,
-                    "worker_id": worker.worker_id,
-                    "pid": worker.pid,
-                    "ready": worker.ready,
-                    "draining": worker.draining,
-                    "full": worker.full,
-                    "sessions": worker.sessions,
-                    "recent": worker.recent,
-                    "unacknowledged": worker.ledger.count,
-                    "waiting": len(worker.waiting),
-                    "handed_over": worker.handed,
-                }
-                for worker in self.placing.workers.values()
-            ],
-        }
-
-
-async def run_balancer(
-    config: BalancerConfig,
-    ready: Callable[[], None],
-    listeners: Sequence[socket.socket] = (),
-) -> int:
-    """Run a balancer until TERM or INT; returns the exit code.
-
-    Args:
-        config: see there.
-        ready: called once when clients are accepted and workers can register.
-        listeners: public sockets; without any, those of ``LISTEN_FDS``, else ``config.bind``.
-
-    Raises:
-        BindError: an address cannot be listened on.
-        OSError: the socket in the run directory cannot be made.
-    """
-    loop = asyncio.get_running_loop()
-    opened = list(listeners) or open_listeners(
-        config.bind,
-        user_timeout=config.ping_interval + config.ping_timeout,
-        backlog=config.backlog,
-    )
-    balancer = Balancer(config, opened, loop)
-    stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    balancer.start()
-    ready()
-    await stop.wait()
-    logger.info("ending")
-    await balancer.finish()
-    return 0
+        backlogs = [backlog_of(listener) for listener in self._listeners]
+        now = Now(
+            heads=len(self._heads),
+            unacknowledged=self._owed,
+            paused=sorted(self._pauses),
+            accepting=not self._pauses and not self._ending,
+            backlog=sum(one[0] for one in backlogs),
+            backlog_limit=sum(one[1] for one in backlogs),
+        )
+        return self._totals.stats(self.placing, now)

@@ -21,6 +21,7 @@ from limpet_balancer.handover import (
     CONNECTION_LIMIT,
     DRAINING_MESSAGE,
     READY_MESSAGE,
+    UNDRAIN_MESSAGE,
     Acknowledge,
     Address,
     Assembler,
@@ -43,8 +44,11 @@ from limpet_balancer.transfer import MESSAGES_PER_TURN, EndOfLink, Link, Sent, c
 logger = logging.getLogger("limpet.channel")
 
 RECONNECT_FIRST: Final = 0.05
-RECONNECT_LONGEST: Final = 1.0
+RECONNECT_LONGEST: Final = 0.25
 REPORT_INTERVAL: Final = 1.0
+REPORT_SOON: Final = 0.05
+"""Seconds from the end of a session until the balancer knows: it counts on by itself what it hands
+over, but only we know who left. All that end in that time are one report."""
 MIGRATION_PATIENCE: Final = 5.0
 """Seconds that a connection on its way back waits for a balancer."""
 MIGRATIONS_LIMIT: Final = 1024
@@ -71,7 +75,8 @@ class WorkerChannel:
             read from it, the client's address, how often it has been sent back for the request
             in those bytes, and whether we must answer it even if its session is unknown. The
             socket belongs to the callee.
-        load: returns the number of sessions.
+        load: returns the number of sessions; those count too that will be sessions in a moment,
+            because the balancer no longer counts what we have acknowledged.
         loop: the event loop, by default the running one.
         limit: sessions after which this worker takes no new ones; 0 for no limit.
     """
@@ -86,6 +91,7 @@ class WorkerChannel:
         "_draining",
         "_full",
         "_held",
+        "_leaving",
         "_ledger",
         "_limit",
         "_link",
@@ -98,11 +104,13 @@ class WorkerChannel:
         "_rejected",
         "_report_handle",
         "_retry_handle",
+        "_soon_handle",
         "_starved",
         "_taken",
         "_unsent",
         "_worker_id",
         "adopted",
+        "met",
         "migrated",
     )
 
@@ -137,6 +145,8 @@ class WorkerChannel:
         self._unsent: deque[_Migration] = deque()
         self._ready = False
         self._draining = False
+        self._leaving = False
+        """BYE has been said."""
         self._full = False
         self._starved = False
         """Out of descriptors since the last report."""
@@ -147,6 +157,10 @@ class WorkerChannel:
         self._reconnect_handle: asyncio.TimerHandle | None = None
         self._report_handle: asyncio.TimerHandle | None = None
         self._retry_handle: asyncio.TimerHandle | None = None
+        self._soon_handle: asyncio.TimerHandle | None = None
+        """Of a report ahead of its time; None: none is due."""
+        self.met = asyncio.Event()
+        """Set once there is a balancer; it stays set when that ends."""
         self.adopted = 0
         """Connections taken over so far."""
         self.migrated = 0
@@ -172,22 +186,45 @@ class WorkerChannel:
         self._draining = True
         self._tell(DRAINING_MESSAGE)
 
+    def undrain(self) -> None:
+        """Take new sessions again."""
+        self._draining = False
+        self._tell(UNDRAIN_MESSAGE)
+
     def set_full(self, full: bool) -> None:
         """Refuse new sessions for another reason than their number (memory), or no longer."""
         if full is not self._full:
             self._full = full
             self._tell(encode_load(self._load(), full))
 
+    def session_ended(self) -> None:
+        """Have the balancer know soon that there is room: who left a worker often comes right back,
+        and thousands may."""
+        if self._soon_handle is None and self._link is not None:
+            self._soon_handle = self._loop.call_later(REPORT_SOON, self._report_now)
+
+    def leave(self) -> None:
+        """Say BYE: nothing comes any more but what is on its way; connections can still go back."""
+        if not self._leaving:
+            self._leaving = True
+            self._tell(BYE_MESSAGE)
+
     def close(self) -> None:
         """Leave with BYE. What is not acknowledged yet is placed anew by the balancer."""
         if self._closed:
             return
+        self.leave()
         self._closed = True
-        self._tell(BYE_MESSAGE)
-        for handle in (self._reconnect_handle, self._report_handle, self._retry_handle):
+        for handle in (
+            self._reconnect_handle,
+            self._report_handle,
+            self._retry_handle,
+            self._soon_handle,
+        ):
             if handle is not None:
                 handle.cancel()
-        self._reconnect_handle = self._report_handle = self._retry_handle = None
+        self._reconnect_handle = self._report_handle = None
+        self._retry_handle = self._soon_handle = None
         self._drop_link()
         for migration in self._ledger.rest():
             migration.sock.close()  # in the balancer's queue, which outlives our end
@@ -198,6 +235,16 @@ class WorkerChannel:
     def connected(self) -> bool:
         """Whether there is a balancer."""
         return self._link is not None
+
+    @property
+    def room(self) -> int:
+        """How many connections can be given back now."""
+        return MIGRATIONS_LIMIT - len(self._unsent) - self._ledger.count
+
+    @property
+    def unsent(self) -> int:
+        """Connections on their way back that are not even in the balancer's queue."""
+        return len(self._unsent)
 
     # --- migration ----------------------------------------------------------------------
 
@@ -210,7 +257,8 @@ class WorkerChannel:
 
         Args:
             sock: ours from now on if the answer is True.
-            data: begins with the head of the request that is not for us, complete.
+            data: begins with the head of the request that is not for us, complete; nothing, when
+                there is no request and the next one is for the balancer to place.
             address: the client's.
             hops: how often this request has been given back before: what `adopt` was told for
                 the first request of a connection, 0 for every later one.
@@ -249,13 +297,14 @@ class WorkerChannel:
 
     @staticmethod
     def _give_up(migration: _Migration) -> None:
-        """Answer 503: between two responses the client can take it."""
+        """Answer 503: between two responses the client can take it. But not what it did not ask."""
         count("limpet_migrations_lost_total")
-        try:
-            answer = unavailable("no balancer")
-            migration.sock.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
-        except OSError:
-            pass
+        if migration.data:
+            try:
+                answer = unavailable("no balancer")
+                migration.sock.send(answer, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+            except OSError:
+                pass
         migration.sock.close()
 
     # --- the link -----------------------------------------------------------------------
@@ -271,6 +320,7 @@ class WorkerChannel:
             return
         self._connected_at = time.monotonic()
         self._link = link
+        self.met.set()
         self._assembler = Assembler()
         self._loop.add_reader(link.fd, self._readable)
         register = Register(self._address, self._worker_id, os.getpid(), self._limit)
@@ -280,6 +330,8 @@ class WorkerChannel:
             link.send(READY_MESSAGE)
         if self._draining:
             link.send(DRAINING_MESSAGE)
+        if self._leaving:
+            link.send(BYE_MESSAGE)
         logger.info("registered with the balancer")
         self._send_migrations()
 
@@ -289,6 +341,12 @@ class WorkerChannel:
 
     def _report(self) -> None:
         self._report_handle = self._loop.call_later(REPORT_INTERVAL, self._report)
+        self._report_now()
+
+    def _report_now(self) -> None:
+        if self._soon_handle is not None:
+            self._soon_handle.cancel()
+            self._soon_handle = None
         link = self._link
         if link is not None and not link.outbox:
             link.send(encode_load(self._load(), self._full or self._starved))
@@ -300,8 +358,10 @@ class WorkerChannel:
         if link is None:
             return
         ended = False
+        left = MESSAGES_PER_TURN
         try:
-            for _ in range(MESSAGES_PER_TURN):
+            while left > 0 or link.reset:
+                left -= 1
                 received = link.receive()
                 if received is None:
                     break

@@ -42,6 +42,7 @@ ACKNOWLEDGE: Final = 8
 REJECT: Final = 9
 ASK_STATS: Final = 10
 STATS: Final = 11
+UNDRAIN: Final = 12
 
 _REGISTER: Final = Struct("!BBHBBQII")
 _LOAD: Final = Struct("!BI?")
@@ -112,6 +113,14 @@ class Draining(NamedTuple):
     """Worker → balancer: no new sessions; those it has still belong to it."""
 
 
+class Undrain(NamedTuple):
+    """Worker → balancer: it takes new sessions again.
+
+    An older balancer ends the channel over a kind it does not know; the worker then registers
+    anew, as one that does not drain.
+    """
+
+
 class Bye(NamedTuple):
     """Worker → balancer: it leaves, its sessions have ended."""
 
@@ -163,6 +172,7 @@ Message: TypeAlias = (
     | Ready
     | Load
     | Draining
+    | Undrain
     | Bye
     | Connection
     | Piece
@@ -210,6 +220,7 @@ def encode_stats(figures: dict[str, object]) -> bytes:
 
 READY_MESSAGE: Final = bytes((READY,))
 DRAINING_MESSAGE: Final = bytes((DRAINING,))
+UNDRAIN_MESSAGE: Final = bytes((UNDRAIN,))
 BYE_MESSAGE: Final = bytes((BYE,))
 ASK_STATS_MESSAGE: Final = bytes((ASK_STATS,))
 
@@ -296,6 +307,7 @@ def _decode(message: bytes | memoryview) -> Message:
 _EMPTY: Final[dict[int, Message]] = {
     READY: Ready(),
     DRAINING: Draining(),
+    UNDRAIN: Undrain(),
     BYE: Bye(),
     ASK_STATS: AskStats(),
 }

@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import stat
+import struct
 from collections.abc import Iterable, MutableMapping
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -18,6 +19,9 @@ NOT_SENT_LOW_WATER: Final = 16_384
 """Bytes the kernel holds unsent before a socket counts as full: the rest stays where it can be
 limited (a stuck client pins 30 KB of kernel memory instead of 3.9 MB)."""
 _FIRST_INHERITED: Final = 3
+_TCP_INFO_SIZE: Final = 104
+_LISTENING: Final = struct.Struct("=24xII72x").unpack
+"""Of struct tcp_info: tcpi_unacked and tcpi_sacked, which mean the backlog of a listener."""
 _HOST_PORT: Final = re.compile(r"(?:\[(?P<v6>[^\[\]]+)\]|(?P<host>[^\[\]:]*)):(?P<port>\d{1,5})")
 
 
@@ -38,6 +42,18 @@ class Listener(socket.socket):
         """
         fd, peer = self._accept()  # type: ignore[attr-defined]
         return fd, peer
+
+
+def backlog_of(listener: socket.socket) -> tuple[int, int]:
+    """Return how many connections wait to be accepted, and how many may (TCP; else zeros)."""
+    if listener.family == socket.AF_UNIX:
+        return 0, 0
+    try:
+        info = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_SIZE)
+    except OSError:
+        return 0, 0
+    waiting, most = _LISTENING(info)
+    return waiting, most
 
 
 class BindError(Exception):

@@ -53,7 +53,7 @@ class Refusal(Enum):
 class Arrival(Parcel):
     """One connection in the balancer's hands, until a worker has acknowledged it."""
 
-    __slots__ = ("kind", "owner", "sent", "since")
+    __slots__ = ("came_at", "kind", "owner", "sent", "since")
 
     def __init__(
         self,
@@ -79,6 +79,8 @@ class Arrival(Parcel):
         """When it began to wait."""
         self.sent = 0.0
         """When it was handed over."""
+        self.came_at = 0.0
+        """When it was accepted or given back; for the figures."""
 
 
 class Worker:
@@ -213,6 +215,11 @@ class Placing:
         worker.draining = True
         self._list_open(now)
 
+    def undrain(self, worker: Worker) -> None:
+        """Give a worker new sessions again."""
+        worker.draining = False
+        self._list_open()
+
     def bye(self, worker: Worker, now: float) -> None:
         """Give a worker nothing any more; what it owes is settled when its channel ends."""
         worker.leaving = True
@@ -263,7 +270,8 @@ class Placing:
             if arrival.kind is _BOUND:
                 return worker
         queue = self._new if arrival.kind is _NEW else self._any
-        if not queue:
+        # More workers take what is final than what waits, perhaps for one that takes sessions.
+        if not queue or arrival.final:
             chosen = self.choose(arrival, now)
             if chosen is not None:
                 return chosen

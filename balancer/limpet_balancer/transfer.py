@@ -84,6 +84,20 @@ def meeting_point(path: Path) -> socket.socket:
     return meeting
 
 
+def take_down(path: Path, inode: int) -> None:
+    """Remove a meeting point, unless another balancer has put its own in its place.
+
+    Args:
+        path: where it was.
+        inode: its file's number.
+    """
+    try:
+        if path.stat().st_ino == inode:
+            path.unlink()
+    except OSError:  # the run directory may be gone
+        pass
+
+
 def connect(path: Path) -> socket.socket:
     """Return a channel to the balancer at a path.
 
@@ -115,12 +129,15 @@ class Link:
     not: their sender decides anew.
     """
 
-    __slots__ = ("fd", "outbox", "sock")
+    __slots__ = ("fd", "outbox", "reset", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
         self.fd = sock.fileno()
         self.outbox: deque[bytes] = deque()
+        self.reset = False
+        """The other end has closed with bytes unread. Then this one is to be read to its end in
+        one go: libuv polls a socket no more after it has seen an error."""
 
     def send(self, message: bytes) -> Sent:
         """Send a small message, or keep it for `flush`."""
@@ -189,6 +206,7 @@ class Link:
                 return None
             except ConnectionResetError:
                 # Told once, ahead of what is queued, when the other end left bytes unread.
+                self.reset = True
                 continue
             except OSError as error:
                 raise EndOfLink from error

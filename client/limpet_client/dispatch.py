@@ -68,10 +68,12 @@ class Dispatcher:
         if not self.middlewares:
             self._dispatch(data, id_)
         elif self._admits_another():
-            if self._through is None:
-                self._through = deque()
-                self._run(self._pass(self._through))
-            self._through.append((data, id_))
+            if self._through is not None:
+                self._through.append((data, id_))
+                return
+            # It waits there first: from Python 3.12 on, the task begins at once.
+            self._through = deque([(data, id_)])
+            self._run(self._pass(self._through))
 
     async def _pass(self, waiting: deque[tuple[list[Any], int | None]]) -> None:
         """Pass events through the middlewares, one after the other: they keep their order."""
@@ -122,10 +124,12 @@ class Dispatcher:
             self.handlers.discard(handler)
         if handler.ordered:
             if self._admits_another():
-                if self._ordered is None:
-                    self._ordered = deque()
-                    self._run(self._run_ordered(self._ordered))
-                self._ordered.append((handler, arguments, id_))
+                if self._ordered is not None:
+                    self._ordered.append((handler, arguments, id_))
+                    return
+                # First, as above.
+                self._ordered = deque([(handler, arguments, id_)])
+                self._run(self._run_ordered(self._ordered))
             return
         try:
             result = handler.call(*arguments)

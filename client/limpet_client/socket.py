@@ -13,7 +13,7 @@ from limpet_client.inbox import Inbox
 from limpet_client.namespace import NamespaceCore
 from limpet_worker.socketio.broadcast import EMITTED, Emitted, check_event
 from limpet_worker.socketio.handlers import ANY, Handler, settle
-from limpet_worker.socketio.socket import without
+from limpet_worker.socketio.listeners import without
 
 if TYPE_CHECKING:
     from limpet_client.manager import Manager

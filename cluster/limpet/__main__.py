@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+
 from limpet_cluster.cli import main
+from limpet_cluster.failures import paced
 
 if __name__ == "__main__":
-    main()
+    with paced(sys.argv):
+        main()

@@ -18,7 +18,7 @@ import limpet_balancer
 import limpet_cluster
 import limpet_worker
 
-BUILT_IN: Final = "limpet_cluster.chat:io"
+BUILT_IN: Final = "limpet_cluster.chat.app:io"
 """What is served when no application is named."""
 
 T = TypeVar("T")

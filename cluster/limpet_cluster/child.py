@@ -9,9 +9,12 @@ import logging
 import os
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from limpet_adapters.forks import close_directory_in_forks, set_parent_death_signal
@@ -21,7 +24,8 @@ from limpet_balancer.config import ConfigError as BalancerConfigError
 from limpet_balancer.listening import BindError
 from limpet_cluster import logs
 from limpet_cluster.appload import AppError
-from limpet_cluster.config import Common, ConfigError
+from limpet_cluster.failures import forget_failure, note_failure
+from limpet_cluster.settings.config import Common, ConfigError
 from limpet_worker.errors import OptionError
 
 log = logging.getLogger("limpet.child")
@@ -31,6 +35,8 @@ PARENT: Final = "LIMPET_PARENT"
 ROLE: Final = "LIMPET_ROLE"
 """Environment: which role this process has in a cluster; for the application to see."""
 _PR_SET_NAME: Final = 15
+_INVALID: Final = 3
+"""Exit code of an invalid configuration."""
 
 
 def die_with_parent() -> bool:
@@ -57,6 +63,22 @@ _MENDABLE: Final = (
 )
 
 
+class _Herald(Notifier):
+    """Tells the supervisor; once this process is ready, its earlier failures are forgotten."""
+
+    __slots__ = ("run_directory", "title")
+
+    def __init__(self, address: str | None = None, watchdog: float = 0.0) -> None:
+        super().__init__(address, watchdog)
+        self.run_directory = Path()
+        self.title = ""
+
+    def ready(self, status: str = "") -> None:
+        """Say that this process does its work; its earlier failures are forgotten."""
+        forget_failure(self.run_directory, self.title)
+        super().ready(status)
+
+
 @dataclass(frozen=True, slots=True)
 class Life:
     """Who watches over this process."""
@@ -67,14 +89,40 @@ class Life:
 
     @contextmanager
     def errors_told(self) -> Iterator[None]:
-        """Leave an error that a user can mend to the supervisor; without one it goes its way."""
+        """Leave an error that a user can mend to the supervisor; without one it goes its way.
+
+        systemd shows no errors and starts us again at once: the error is left in the run directory,
+        and the process waits before it ends, longer after each failure.
+        """
         try:
             yield
         except _MENDABLE as error:
-            if not self.supervised:
+            if self.supervised:
+                self.notifier.failed(str(error))
+                raise SystemExit(1) from None
+            if not self._failed_to_start:
                 raise
-            self.notifier.failed(str(error))
-            raise SystemExit(1) from None
+            log.error("%s", error)  # noqa: TRY400 - the traceback is nobody's business
+            self._pause(str(error))
+            raise SystemExit(_INVALID if isinstance(error, ConfigError) else 1) from None
+        except Exception as error:
+            if not self.supervised and self._failed_to_start:
+                log.exception("the process cannot start")
+                self._pause("".join(traceback.format_exception(error)).rstrip())
+                raise SystemExit(1) from None
+            raise
+
+    @property
+    def _failed_to_start(self) -> bool:
+        herald = self.notifier
+        return herald.address is not None and isinstance(herald, _Herald) and not herald.was_ready
+
+    def _pause(self, error: str) -> None:
+        herald = self.notifier
+        assert isinstance(herald, _Herald)  # noqa: S101
+        pause = note_failure(herald.run_directory, herald.title, error)
+        herald.status(f"failed, tried again in {pause:.1f} s: {error}"[:500])
+        time.sleep(pause)
 
 
 def enter(title: str, common: Common) -> Life:
@@ -94,13 +142,18 @@ def enter(title: str, common: Common) -> Life:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         if "LISTEN_FDS" in os.environ:
             os.environ["LISTEN_PID"] = str(os.getpid())
-    # SIGABRT, the watchdog's first shot, then shows where a stalled process stands.
+    # SIGABRT, the watchdog's first shot, then shows where a stalled process stands; so does USR2,
+    # and the process goes on. What rotates logs sends USR1. Either would end it.
     faulthandler.enable(sys.stderr)
+    faulthandler.register(signal.SIGUSR2, sys.stderr)
+    signal.signal(signal.SIGUSR1, lambda *_: None)
     _set_title(f"limpet-{title}")
     logs.set_up(title, common.log_level, common.log_format)
     close_directory_in_forks(common.run_directory)
     os.environ[ROLE] = title.partition("-")[0]
-    return Life(Notifier.from_environment(), supervised)
+    herald = _Herald.from_environment()
+    herald.run_directory, herald.title = common.run_directory, title
+    return Life(herald, supervised)
 
 
 def run(

@@ -330,24 +330,35 @@ async def test_workers_and_cluster() -> None:
         await two.control.close()
         await one.sync()
         body = (await api("/v1/workers")).body
-        assert [item["state"] for item in body["data"]] == ["ready", "gone"]
+        assert [item["state"] for item in body["data"]] == ["ready"]  # nobody misses the other
 
         body = (await api("/v1/cluster")).body
         assert body["sessions"] == {"polling": 2, "websocket": 3}
         assert body["occupancy"] == {"users": 1, "connections": 1}
         (node,) = body["nodes"]
         assert (node["node"], node["state"]) == ("host", "up")
-        assert node["workers"] == {"ready": 1, "gone": 1}
+        assert node["workers"] == {"ready": 1}
         assert body["complete"] is True
         assert body["bus"]["open"] == 1
 
 
 async def test_health_and_headers() -> None:
-    async with setting() as (api, _, __, path):
+    async with setting() as (api, one, _, path):
         answer = await api("/livez")
         assert (answer.status, answer.body) == (200, {"status": "ok"})
+        for probe in ("/readyz", "/startupz"):
+            answer = await api(probe)
+            assert (answer.status, answer.body["detail"]) == (503, "not ready: workers")
+        one.control.send("stats", {"state": "ready"})
+        await one.sync()
         answer = await api("/readyz?verbose")
-        assert answer.body == {"status": "ok", "checks": {"presence": True, "bus": True}}
+        checks = {"presence": True, "bus": True, "workers": True}
+        assert answer.body == {"status": "ok", "checks": checks}
+        one.control.send("stats", {"state": "draining"})
+        await one.sync()
+        assert (await api("/readyz")).status == 503
+        assert (await api("/startupz?verbose")).body == {"status": "ok", "checks": checks}
+        answer = await api("/livez")
         assert answer.headers["Limpet-Node"] == "host"
         assert answer.headers["Server"] == "limpet"
         assert answer.headers["Content-Type"].startswith("application/json")

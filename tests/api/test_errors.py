@@ -18,8 +18,8 @@ import pytest
 from hypothesis import given, settings
 
 from hubs import Answer, Client, client, hub, run_directory, worker
-from limpet_cluster.hub.access import TokenFileError, read_tokens
 from limpet_cluster.hub.process import HubConfig, HubConfigError, parse_bind
+from limpet_cluster.settings.tokens import TokenFileError, read_tokens
 
 pytestmark = pytest.mark.processes
 
@@ -281,7 +281,9 @@ async def test_tcp_needs_a_token(tmp_path: Path) -> None:
                 assert (await api("/v1/rooms", base=base, headers=headers)).status == 200
                 assert (await api("/nowhere", base=base, headers=headers)).status == 404
         assert (await api("/livez", base=base)).status == 200
-        assert (await api("/readyz", base=base)).status == 200
+        for probe in ("/readyz", "/startupz"):
+            assert_problem(await api(probe, base=base), 503, "starting")  # there is no worker
+        assert_problem(await api("/metrics", base=base), 401, "unauthenticated")
         assert (await unix("/v1/rooms")).status == 200
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from limpet_adapters.counters import counters
 from limpet_adapters.identity import IdFactory, WorkerAddress
@@ -31,13 +33,14 @@ from limpet_balancer.handover import (
     Ready,
     Register,
     Reject,
+    Undrain,
     encode_acknowledge,
     encode_connection,
     encode_load,
     encode_reject,
     encode_stats,
 )
-from limpet_balancer.transfer import EndOfLink, Link, Sent, meeting_point
+from limpet_balancer.transfer import MESSAGES_PER_TURN, EndOfLink, Link, Sent, meeting_point
 
 ADDRESS = WorkerAddress(3, 2, 1)
 
@@ -171,6 +174,46 @@ async def test_registration(balancer: Balancer, worker: Worker) -> None:
         await read(link)
 
 
+async def test_undrained(balancer: Balancer, worker: Worker, link: Link) -> None:
+    worker.channel.set_draining()
+    assert (await read(link))[0] == Draining()
+    worker.channel.undrain()
+    assert (await read(link))[0] == Undrain()
+
+
+async def test_a_balancer_that_does_not_know_undrain_hears_it_all_the_same(
+    balancer: Balancer, worker: Worker, link: Link
+) -> None:
+    worker.channel.set_draining()
+    assert (await read(link))[0] == Draining()
+    worker.channel.undrain()
+    await read(link)
+    link.close()  # what it does about a kind that it does not know
+    again = await balancer.link()  # Register, Load, Ready, and no Draining
+    worker.channel.session_ended()
+    assert (await read(again))[0] == Load(0, False)
+
+
+async def test_connections_go_back_after_bye(
+    balancer: Balancer, worker: Worker, link: Link
+) -> None:
+    worker.channel.leave()
+    worker.channel.leave()
+    assert (await read(link))[0] == Bye()
+    client, server = pair()
+    before = worker.channel.room
+    assert worker.channel.migrate(server, b"", "unix", 0)
+    assert (worker.channel.room, worker.channel.unsent) == (before - 1, 0)
+    worker.channel.close()
+    _, data, sock = await take(link, Assembler())
+    assert data == b""
+    sock.close()
+    assert closed(client)
+    client.close()
+    with pytest.raises(EndOfLink):
+        await read(link)  # BYE was said once
+
+
 async def test_load_is_reported(
     balancer: Balancer, worker: Worker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +260,25 @@ async def test_nothing_is_adopted_before_its_acknowledgement_is_sent(
     assert (await read(link))[0] == Acknowledge(2)
     client.close()
     second.close()
+
+
+async def test_sessions_that_end_are_reported_soon_and_together(
+    balancer: Balancer, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "REPORT_INTERVAL", 60.0)
+    worker.channel.start()
+    link = await balancer.link()
+    for left in (2, 1, 0):
+        worker.sessions = left
+        worker.channel.session_ended()
+    worker.sessions = 7
+    began = time.monotonic()
+    assert (await read(link))[0] == Load(7, False)
+    assert time.monotonic() - began < 0.5
+    await asyncio.sleep(2 * channel_module.REPORT_SOON)
+    assert link.receive() is None
+    worker.channel.session_ended()
+    assert (await read(link))[0] == Load(7, False)
 
 
 async def test_unread_hand_overs_of_a_dead_balancer_are_adopted(
@@ -323,9 +385,13 @@ async def test_migration_without_a_balancer_is_answered_in_the_end(
     balancer.die()
     await eventually(lambda: not worker.channel.connected)
     client, server = pair()
+    idle, other = pair()
     assert worker.channel.migrate(server, b"head", "unix", 0)
-    await eventually(lambda: server.fileno() < 0)
+    assert worker.channel.migrate(other, b"", "unix", 0)
+    await eventually(lambda: server.fileno() < 0 and other.fileno() < 0)
     assert client.recv(100).startswith(b"HTTP/1.1 503 ")
+    assert idle.recv(100) == b""  # it asked nothing
+    idle.close()
     client.close()
     client, server = pair()
     assert not worker.channel.migrate(server, b"head", "unix", 0)
@@ -428,3 +494,27 @@ async def test_ask_stats(balancer: Balancer) -> None:
         await asking
     with pytest.raises(OSError):
         await ask_stats(balancer.path)
+
+
+def test_a_dead_balancer_is_noticed_behind_however_many_hand_overs(tmp_path: Path) -> None:
+    """On uvloop: it polls no more once the kernel has told of an end with bytes unread."""
+    count = 3 * MESSAGES_PER_TURN
+
+    async def story() -> None:
+        balancer = Balancer(tmp_path / "b")
+        worker = Worker(balancer.path)
+        worker.channel.start()
+        link = await balancer.link(registered=False)
+        clients = [hand_over(link, number) for number in range(1, count + 1)]
+        balancer.die()  # what the worker said is still unread
+        try:
+            await eventually(lambda: len(worker.adopted) == count)
+            balancer.listen()
+            await balancer.link()
+        finally:
+            worker.end()
+            balancer.die()
+            for client in clients:
+                client.close()
+
+    uvloop.run(story())

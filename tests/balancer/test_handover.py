@@ -55,7 +55,7 @@ def test_any_bytes_are_a_message_or_refused(data: bytes) -> None:
         pass
 
 
-@given(st.sampled_from(range(1, 12)), st.binary(max_size=60))
+@given(st.sampled_from(range(1, 13)), st.binary(max_size=60))
 def test_any_body_of_a_known_kind_is_a_message_or_refused(kind: int, body: bytes) -> None:
     try:
         decode(memoryview(bytes((kind,)) + body))

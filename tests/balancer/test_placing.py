@@ -24,9 +24,9 @@ from hypothesis.stateful import (
 from balancer_rig import NODE, silent_socket
 from limpet_adapters.identity import WorkerAddress
 from limpet_adapters.rundir import RunDirectory, Slot
-from limpet_balancer.balancer import HeldSlots
 from limpet_balancer.handover import Register
 from limpet_balancer.placing import Arrival, Kind, Limits, Placing, Refusal, Worker
+from limpet_balancer.slots import HeldSlots
 
 SOCKET = silent_socket()
 LIMITS = Limits(unacknowledged=3, waiting=5, worker_wait=5.0, busy_wait=20.0, unable_for=0.5)
@@ -241,6 +241,22 @@ def test_ids_that_lead_nowhere_are_final() -> None:
     assert tired.kind is Kind.ANY
 
 
+def test_an_undrained_worker_takes_sessions_again() -> None:
+    desk = Desk()
+    worker, other = desk.worker(0), desk.worker(1)
+    desk.placing.load(other, 10, False)
+    desk.placing.draining(worker, desk.now)
+    assert desk.place(arrive()) is other
+    assert desk.place(arrive(Kind.BOUND, worker.address)) is worker  # its own still come
+    desk.placing.draining(other, desk.now)
+    waiting = arrive()
+    assert desk.place(waiting) is None
+    desk.placing.undrain(worker)
+    assert desk.placing.health == "ok"
+    assert desk.due() == [(waiting, worker)]
+    assert desk.place(arrive()) is worker
+
+
 def test_draining_and_leaving() -> None:
     desk = Desk()
     worker = desk.worker(0)
@@ -341,6 +357,9 @@ def test_drop_waiting_returns_all_that_wait() -> None:
     assert desk.due() == []
 
 
+WORKERS_DO = ["ack", "die", "block", "drain", "undrain", "reject", "bye"]
+
+
 class PlacingMachine(RuleBasedStateMachine):
     """Whatever happens, each connection is in exactly one place, and bounds hold."""
 
@@ -404,7 +423,7 @@ class PlacingMachine(RuleBasedStateMachine):
             self.note(arrival, self.desk.place(arrival))
 
     @precondition(lambda self: self.alive)
-    @rule(data=st.data(), what=st.sampled_from(["ack", "die", "block", "drain", "reject", "bye"]))
+    @rule(data=st.data(), what=st.sampled_from(WORKERS_DO))
     def worker_does(self, data: st.DataObject, what: str) -> None:
         worker = data.draw(st.sampled_from(self.alive))
         if what == "ack":
@@ -419,6 +438,8 @@ class PlacingMachine(RuleBasedStateMachine):
             worker.blocked = True
         elif what == "drain":
             self.desk.placing.draining(worker, self.desk.now)
+        elif what == "undrain":
+            self.desk.placing.undrain(worker)
         elif what == "reject" and worker.ledger.count:
             number = worker.ledger.next_number - 1
             if worker.ledger._items[-1] is not None:

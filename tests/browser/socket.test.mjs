@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import { connected, manage, never, next, nobody, open, sleep, url } from "./support.mjs";
+import { connected, manage, never, next, nobody, open, silent, sleep, url } from "./support.mjs";
 
 for (const [kind, path] of [["default", ""], ["custom", "/foo"]]) {
   test(`should have an accessible socket id equal to the server-side socket id (${kind} namespace)`, async () => {
@@ -39,7 +39,7 @@ test("fire a connect_error event when the connection cannot be established", asy
 
 for (const transport of ["polling", "websocket"]) {
   test(`fire a connect_error event on open timeout (${transport})`, async () => {
-    const socket = open("", { transports: [transport], timeout: 0 });
+    const socket = open("", { transports: [transport], timeout: 0 }, silent);
     assert.equal((await next(socket, "connect_error"))[0].message, "timeout");
   });
 }

@@ -1,4 +1,6 @@
 // What the tests share: our client with what Node lacks of a browser, and short words for waiting.
+import { once } from "node:events";
+import { createServer } from "node:net";
 import { afterEach } from "node:test";
 import { WebSocket } from "ws";
 
@@ -13,12 +15,19 @@ export const client = await import("../../client/limpet_client/browser/limpet.js
 export const url = process.env.SERVER_URL;
 export const recovers = process.env.RECOVERS === "1";
 
+// Takes connections and never answers: a handshake may be quicker than any timer.
+const deaf = createServer(() => {}).listen(0, "127.0.0.1");
+deaf.unref();
+await once(deaf, "listening");
+/** A server that lets everybody wait. */
+export const silent = `http://127.0.0.1:${deaf.address().port}`;
+
 const sockets = [];
 const managers = [];
 
 /** Returns a socket on a connection of its own that is closed after the test. */
-export const open = (path = "", options = {}) => {
-  const socket = client.io(url + path, { forceNew: true, reconnectionDelay: 10, ...options });
+export const open = (path = "", options = {}, address = url) => {
+  const socket = client.io(address + path, { forceNew: true, reconnectionDelay: 10, ...options });
   sockets.push(socket);
   return socket;
 };

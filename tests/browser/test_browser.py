@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import shutil
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,13 +12,14 @@ import pytest
 
 from client_servers import ClientServer
 from client_titles import TITLES
-from harness import RunningCluster, require
+from harness import RunningCluster, npm_install
 from limpet_client.assets import browser_files, classic, lean, source
 
 HERE = Path(__file__).parent
 LIBRARY = HERE.parent.parent / "client" / "limpet_client" / "browser"
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(150)]
+# The first of them may have to install two packages.
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(400)]
 
 ELSEWHERE = {"should get base64 data as a last resort": "for engines without ArrayBuffer"}
 """Titles that have no test here, and why. The suite's five of ``autoUnref`` are about Node."""
@@ -32,14 +31,7 @@ OFFICIAL_SIZE = 14_763
 @pytest.fixture(scope="session")
 def node() -> Path:
     """Install what the tests import, once; return the folder."""
-    require("node", shutil.which("node") and shutil.which("npm"))
-    if not (HERE / "node_modules" / "ws" / "package.json").exists():
-        subprocess.run(
-            ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"],
-            cwd=HERE,
-            check=True,
-            timeout=120,
-        )
+    npm_install(HERE, "ws")
     return HERE
 
 

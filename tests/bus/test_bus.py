@@ -198,6 +198,8 @@ async def test_what_a_closed_bus_cannot_send_is_told(rundir: RunDirectory) -> No
         assert one.gaps == [{"kind": "lost", "count": 1, "reason": "closed"}] * 2
         assert one.socket.received == [b"waits", b"late"]
         await running.start_hub()
+        await asyncio.wait_for(one.control.connected(), 10)
+        assert one.bus._context is None, "a hub that comes later finds it closed"
 
 
 async def test_a_barrier_ends_in_time_and_one_cancelled_harms_no_other(

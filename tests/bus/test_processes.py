@@ -65,7 +65,7 @@ async def test_uninterested_workers_are_not_sent_to() -> None:
 
 
 async def join_then_broadcast(rounds: int, lag: float, wait: bool = True) -> None:
-    async with host(2, buckets=65_536, linger=0) as running:
+    async with host(2, buckets=65_536, linger=0, barrier=20) as running:  # no join may give up
         a, b = running.nodes
         socket = await a.do("add")
         await running.hub.tell("lag", seconds=lag)
@@ -143,7 +143,7 @@ async def test_what_the_ring_lacks_is_counted_and_told() -> None:
 
 
 async def test_killed_hub_comes_back_without_doubles_and_the_gap_is_told() -> None:
-    async with host(2) as running:
+    async with host(2, queue=60) as running:
         a, b = running.nodes
         first = await a.do("add", rooms=["r"])
         second = await b.do("add", rooms=["r", "other"])
@@ -156,7 +156,7 @@ async def test_killed_hub_comes_back_without_doubles_and_the_gap_is_told() -> No
         await a.do("emit", text="local", rooms=["r"])  # local rooms go on
         assert "local" in await a.do("numbers", socket=first, count=1)
         assert await a.do("is_ready") is False
-        await running.start_hub()
+        await running.start_hub(open_seconds=20)
         began = time.monotonic()
         await asyncio.gather(a.do("ready"), b.do("ready"))
         await b.do("emit", text="back", rooms=["r"])
@@ -240,10 +240,10 @@ async def test_a_stopped_worker_does_not_disturb_the_others() -> None:
 
 
 async def test_a_silent_worker_is_found_deaf_once_and_a_stopped_hub_blames_nobody() -> None:
-    async with host(2, hub={"beat_seconds": 0.1, "stall_after": 1}) as running:
+    async with host(2, hub={"beat_seconds": 0.1, "stall_after": 4}) as running:
         _, b = running.nodes
         running.hub.signal(signal.SIGSTOP)
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(5)
         running.hub.signal(signal.SIGCONT)
         await asyncio.sleep(0.5)
         assert not [said for said in running.hub.said if "deaf" in said]
@@ -262,20 +262,20 @@ async def test_a_worker_far_behind_is_found_deaf() -> None:
         for _ in range(3):  # one beat is not enough: b must have had the time to echo
             await a.do("flood", room="r", count=700, size=1000)
             await asyncio.sleep(0.4)
-        await until(lambda: any("deaf" in said for said in running.hub.said))
-        (deaf,) = [said for said in running.hub.said if "deaf" in said]
-        assert deaf["deaf"] == 1
+        await until(lambda: any(said.get("deaf") == 1 for said in running.hub.said))
+        # The sender is as far behind when it does not come to read for a second.
+        (deaf,) = [said for said in running.hub.said if said.get("deaf") == 1]
         assert "bytes behind" in deaf["why"]
         b.signal(signal.SIGCONT)
 
 
 async def test_messages_wait_for_a_hub_that_is_not_there_yet() -> None:
-    async with host(2) as running:
+    async with host(2, queue=60) as running:
         a, b = running.nodes
         await running.hub.kill()
         await asyncio.sleep(0.1)
         socket = await b.do("add", rooms=["r"])  # joins do not wait for ever
         await a.do("emit", text=["1", "2", "3"], rooms=["r"])
         assert (await a.do("stats"))["queued"] == 3
-        await running.start_hub()
+        await running.start_hub(open_seconds=20)
         assert await b.do("numbers", socket=socket, count=3) == ["1", "2", "3"]

@@ -27,10 +27,11 @@ except ImportError:  # it has no wheels for some systems
 pytestmark = [
     pytest.mark.processes,
     pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(180),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:playwright.*"),
 ]
 
-CHAT: Final = "limpet_cluster.chat:io"
+CHAT: Final = "limpet_cluster.chat.app:io"
 CHROMIUM: Final = shutil.which("chromium")
 FLAGS: Final = [
     "--no-sandbox",
@@ -46,6 +47,16 @@ WAIT: Final = 10_000.0
 """Milliseconds in which a page must show what is expected."""
 LOST: Final = re.compile(r"WebSocket connection to .* failed|Failed to load resource")
 """What a browser says of itself when the server goes away; anything else is ours."""
+
+NOTE_PROGRESS: Final = """() => {
+    window.noted = [];
+    new MutationObserver(() => {
+        for (const it of document.querySelectorAll("progress")) {
+            const name = it.getAttribute("aria-label");
+            if (it.checkVisibility() && !noted.includes(name)) noted.push(name);
+        }
+    }).observe(document.body, { childList: true, subtree: true });
+}"""
 
 rooms = (f"room {number}" for number in itertools.count(1))
 
@@ -111,6 +122,14 @@ class Visitor:
         await expect(shown).to_contain_text("worker w", timeout=WAIT)
         return await shown.inner_text()
 
+    async def notes_progress(self) -> None:
+        """Keep the label of each progress bar that is shown: it may be gone before we look."""
+        await self.page.evaluate(NOTE_PROGRESS)
+
+    async def progress(self) -> list[str]:
+        """Return the labels of the progress bars there were."""
+        return list(await self.page.evaluate("window.noted"))
+
     def forgive_the_lost_connection(self) -> None:
         self.problems = [one for one in self.problems if not LOST.search(one)]
 
@@ -166,8 +185,8 @@ async def two(visit: Visit, room: str, **options: Any) -> tuple[Visitor, Visitor
             return ada, other
         # Whoever stays connected makes the other worker the next one's choice.
         await other.page.get_by_role("button", name=f"Leave {room}").click()
-        # The balancer may still count sessions of the test before: loads are told each second.
-        await asyncio.sleep(1.2)
+        # Until the balancer knows who left, this test's people and those of the test before.
+        await asyncio.sleep(0.2)
     raise AssertionError("everybody was put on one worker")
 
 
@@ -255,7 +274,7 @@ async def test_transports(visit: Visit, query: str, begins: str, ends: str) -> N
 
 
 async def test_a_worker_dies_and_both_come_back(
-    visit: Visit, spawn_cluster: Callable[..., RunningCluster], tmp_path: Path
+    spawn_cluster: Callable[..., RunningCluster], visit: Visit, tmp_path: Path
 ) -> None:
     cluster = spawn_cluster(CHAT, 2)
     ada, grace = await two(visit, "harbour", at=cluster.url)
@@ -264,8 +283,11 @@ async def test_a_worker_dies_and_both_come_back(
     await ada.is_in("harbour")
     # A picture is under way meanwhile.
     (tmp_path / "rocks.png").write_bytes(picture_of(8_000_000))
+    await grace.notes_progress()
     await ada.page.locator("#file").set_input_files(tmp_path / "rocks.png")
-    await expect(grace.page.get_by_role("progressbar")).to_be_visible(timeout=WAIT)
+    async with asyncio.timeout(10):  # Playwright's own waiting is against the page's CSP
+        while not await grace.progress():
+            await asyncio.sleep(0.02)
     for victim in (ada, grace):
         died = await victim.worker()
         hurt = [one for one in (ada, grace) if await one.worker() == died]
@@ -277,12 +299,13 @@ async def test_a_worker_dies_and_both_come_back(
         await one.say(f"{one.name} is back")
         await other.hears(f"{one.name} is back", one.name)
         await one.is_understood(f"{one.name} is back")
-        one.forgive_the_lost_connection()
     image = grace.page.get_by_role("img", name="Picture of Ada: rocks.png")
     # Whether its second tick comes is chance: what tells of it may go down with a worker.
     await expect(image).to_be_visible(timeout=3 * WAIT)
     await expect(ada.page.locator("#room-list li")).to_have_count(2)
     await expect(ada.page.locator(".log:visible")).to_contain_text("You were away")
+    for one in (ada, grace):
+        one.forgive_the_lost_connection()
 
 
 async def comes_back(visitor: Visitor) -> None:
@@ -290,7 +313,7 @@ async def comes_back(visitor: Visitor) -> None:
     await expect(banner).to_contain_text("Connection lost", timeout=WAIT)
     text = f"{visitor.name} was away {random.random()}"
     await visitor.say(text)
-    await expect(banner).to_contain_text("Connected again", timeout=WAIT)
+    await expect(banner).not_to_contain_text("Connection lost", timeout=WAIT)
     await expect(visitor.messages.filter(has_text=text).locator(".ticks")).to_contain_text("✓")
 
 
@@ -325,12 +348,13 @@ async def test_a_picture_arrives_as_it_was(
     path = tmp_path / "rocks.png"
     path.write_bytes(picture_of(size))
     assert path.stat().st_size >= size
+    await grace.notes_progress()
     await ada.page.locator("#file").set_input_files(path)
     progress = grace.page.get_by_role("progressbar", name="Receiving rocks.png")
-    await expect(progress).to_be_visible(timeout=WAIT)
     image = grace.page.get_by_role("img", name="Picture of Ada: rocks.png")
     await expect(image).to_be_visible(timeout=30_000)
     await expect(progress).to_be_hidden()
+    assert await grace.progress() == ["Receiving rocks.png"]
     async with grace.page.expect_download() as download:
         await grace.page.get_by_role("link", name="Save").click()
     got = Path(await (await download.value).path()).read_bytes()

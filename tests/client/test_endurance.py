@@ -15,7 +15,7 @@ from client_servers import ClientServer
 from limpet_client.client import Client
 from limpet_client.connection import Connection
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 QUICK = {"reconnection_delay": 0.02, "reconnection_delay_max": 0.1}
 

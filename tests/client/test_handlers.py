@@ -14,7 +14,8 @@ from client_servers import ClientServer
 from limpet_client.errors import ConnectError, TransportError
 from limpet_client.manager import Manager
 
-pytestmark = pytest.mark.processes
+# The first of them may have to install the official server.
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 
 async def test_failures_are_logged_and_end_nothing(

@@ -11,7 +11,8 @@ from client_rig import Heard, NewClient, cut
 from client_servers import ClientServer
 from limpet_client.errors import AckTimeout
 
-pytestmark = pytest.mark.processes
+# The first of them may have to install the official server.
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 
 async def test_order(

@@ -12,7 +12,8 @@ from client_rig import Heard, NewClient, closed_port, cut
 from client_servers import ClientServer
 from limpet_client.errors import AckTimeout, ConnectError, Disconnected, NotSent
 
-pytestmark = pytest.mark.processes
+# The first of them may have to install the official server.
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("namespace", ["/", "/foo"])

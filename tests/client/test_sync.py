@@ -17,7 +17,8 @@ from limpet.sync import Client
 from limpet_client.background import background
 from limpet_client.errors import AckTimeout, ConnectError, Disconnected, NotSent
 
-pytestmark = pytest.mark.processes
+# The first of them may have to install the official server.
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from client_servers import ClientServer
 from limpet_client.client import Client
 from limpet_client.errors import ConnectError, NotSent, SendBufferFull, TransportError
 
-pytestmark = pytest.mark.processes
+# The first of them may have to install the official server.
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 POLLING: dict[str, Any] = {"transports": ["polling"]}
 WEBSOCKET: dict[str, Any] = {"transports": ["websocket"]}
@@ -261,8 +262,8 @@ class Silent:
         self.hello: dict[str, Any] = {
             "sid": "s" * 20,
             "upgrades": [],
-            "pingInterval": 50,
-            "pingTimeout": 50,
+            "pingInterval": 5000,
+            "pingTimeout": 5000,
             "maxPayload": 1000,
         }
         self.polls: list[bytes] = []
@@ -320,6 +321,7 @@ async def test_a_server_that_falls_silent(
     silent: tuple[Silent, str], options: dict[str, Any], new_client: NewClient
 ) -> None:
     one, url = silent
+    one.hello |= {"pingInterval": 300, "pingTimeout": 300}
     one.polls = [b'40{"sid":"abc"}']
     one.frames = ['40{"sid":"abc"}']
     client, gone = new_client(url, reconnection=False, **options), Heard()
@@ -327,7 +329,7 @@ async def test_a_server_that_falls_silent(
     await client.connect()
     started = asyncio.get_running_loop().time()
     assert await gone.wait() == [("ping timeout", None)]
-    assert asyncio.get_running_loop().time() - started < 1
+    assert asyncio.get_running_loop().time() - started < 10
     await client.close()
 
 
@@ -336,7 +338,7 @@ async def test_an_upgrade_that_fails(
     silent: tuple[Silent, str], probe: str, new_client: NewClient
 ) -> None:
     one, url = silent
-    one.hello |= {"upgrades": ["websocket"], "pingInterval": 5000}
+    one.hello |= {"upgrades": ["websocket"]}
     one.probe = probe
     one.polls = [b'40{"sid":"abc"}', b"6", *(b'42["event",%d]' % number for number in range(20))]
     client, got = new_client(url), Heard()

@@ -8,11 +8,12 @@ import logging
 import socket
 import sys
 from pathlib import Path
+from typing import Any
 
 from limpet_adapters.rundir import RunDirectory
-from limpet_cluster.lifecycle import Policy
-from limpet_cluster.spawn import Command, close_on_exec
-from limpet_cluster.supervisor import Plan, StartError, Supervisor
+from limpet_cluster.supervisor.lifecycle import Policy
+from limpet_cluster.supervisor.spawn import Command, close_on_exec
+from limpet_cluster.supervisor.supervisor import Plan, Renewal, StartError, Supervisor
 
 STANDIN = str(Path(__file__).with_name("standin.py"))
 
@@ -20,29 +21,45 @@ STANDIN = str(Path(__file__).with_name("standin.py"))
 def main() -> int:
     directory = RunDirectory(Path(sys.argv[1]))
     options = json.loads(sys.argv[2])
-    ways = options.get("ways", {})
     log = str(directory.path / "log")
     Path(log).touch()
     listener = socket.create_server(("127.0.0.1", 0))
     close_on_exec()
 
-    def command(name: str, **more: object) -> Command:
-        argv = (sys.executable, STANDIN, name, ways.get(name, "work"), log)
-        return Command(argv, **more)  # type: ignore[arg-type]
+    def plan(found: dict[str, Any]) -> Plan:
+        ways = found.get("ways", {})
 
-    plan = Plan(
-        hub=command("hub"),
-        balancer=command("balancer", listeners=(("public", listener), ("public", listener))),
-        workers=[command(f"worker-{number}") for number in range(options.get("workers", 2))],
-    )
+        def command(name: str, **more: object) -> Command:
+            argv = (sys.executable, STANDIN, name, ways.get(name, "work"), log)
+            return Command((*argv, found.get("mark", "")), **more)  # type: ignore[arg-type]
+
+        return Plan(
+            hub=command("hub"),
+            balancer=command("balancer", listeners=(("public", listener), ("public", listener))),
+            workers=[command(f"worker-{number}") for number in range(found.get("workers", 2))],
+            worker=lambda slot: command(f"worker-{slot}"),
+        )
+
+    def renew() -> Renewal:
+        found = {**options, **json.loads((directory.path / "renewal").read_text())}
+        if "error" in found:
+            raise ValueError(found["error"])
+        return Renewal(
+            plan=plan(found),
+            policy=Policy(**found.get("policy", {})),
+            changes=found.get("changes", []),
+        )
+
+    (directory.path / "renewal").write_text("{}")
     logging.basicConfig(level=logging.DEBUG, format="%(levelname)s %(message)s")
     watch = options.get("watch")
     supervisor = Supervisor(
         directory,
-        plan,
+        plan(options),
         policy=Policy(**options.get("policy", {})),
         watch=Path(watch) if watch else None,
         on_ready=lambda _: print("READY", flush=True),
+        renew=renew,
     )
     try:
         return asyncio.run(supervisor.run())

@@ -10,29 +10,30 @@ import sys
 import time
 from pathlib import Path
 
+from limpet_adapters.forks import set_parent_death_signal
 from limpet_adapters.notify import Notifier
-from limpet_cluster.child import die_with_parent
 
 if __name__ == "__main__":
-    name, way, log = sys.argv[1:]
-    supervised = die_with_parent()
+    name, way, log, mark = sys.argv[1:]
+    set_parent_death_signal(signal.SIGKILL)  # as child.enter does, which takes long to import
     notifier = Notifier.from_environment()
     starts = 0
     with Path(log).open("a+", encoding="utf-8") as journal:
         journal.seek(0)
-        starts = sum(f'"{name}"' in line and '"start"' in line for line in journal)
+        starts = sum(f'"{name}"' in line and '"start' in line for line in journal)
 
         def note(what: str) -> None:
             journal.write(json.dumps([name, what, os.getpid(), time.monotonic()]) + "\n")
             journal.flush()
 
-        note("start")
+        note(f"start {mark}".rstrip())
         fds = os.environ.get("LISTEN_FDS")
         if fds:
             sockets = [socket.socket(fileno=3 + number) for number in range(int(fds))]
             note("listens " + " ".join(str(one.getsockname()[1]) for one in sockets))
         ended: list[bool] = []
         signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+        signal.signal(signal.SIGUSR2, lambda *_: note("asked where it stands"))
         if way == "refuse" or (way == "refuse later" and starts):
             notifier.failed("the module is broken\nline 2")
             sys.exit(1)
@@ -44,12 +45,25 @@ if __name__ == "__main__":
             if os.fork() == 0:
                 time.sleep(600)
             note("forked")
+        if way.startswith("slow start"):
+            time.sleep(float(way.rpartition(" ")[2]))
         if way != "never ready":
             notifier.ready("at work")
-        if way == "deaf":
+        if way == "deaf" or (way == "deaf once" and not starts):
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGQUIT, signal.SIG_IGN)
+        until = (
+            time.monotonic() + float(way.rpartition(" ")[2]) if way.startswith("short") else None
+        )
         while not ended:
+            if until is not None and time.monotonic() >= until:
+                sys.exit(3)
             if way != "stall" or starts:
                 notifier._send("WATCHDOG=1")
             time.sleep(0.05)
         note("term")
+        if way.startswith("drain"):
+            for left in range(int(float(way.rpartition(" ")[2]) * 10), 0, -1):
+                notifier.extend(0.5)
+                notifier.status(f"draining, {left} sessions left")
+                time.sleep(0.1)

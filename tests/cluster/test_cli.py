@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -16,9 +17,10 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from limpet_cluster import config
+from hubs import hub, run_directory
 from limpet_cluster.cli import limpet
-from limpet_cluster.config import ConfigError
+from limpet_cluster.settings import config
+from limpet_cluster.settings.config import ConfigError
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -66,22 +68,32 @@ def invoke(*arguments: str) -> Result:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["start", "app.py"], "'app.py': expected module:attribute, for example app:io"),
-        (["start", "--workers", "0"], "--workers 0: expected 1 to 256, or auto"),
-        (["start", "--workers", "many"], "--workers many: expected 1 to 256, or auto"),
-        (["start", "--workers", "257"], "--workers 257: expected 1 to 256, or auto"),
-        (["start", "--bind", "8080"], "bind '8080': expected HOST:PORT"),
-        (["start", "--bind", "[::1]:99999"], "bind '[::1]:99999': expected HOST:PORT"),
-        (["start", "--health-path", "healthz"], "--health-path 'healthz': expected a path"),
-        (["start", "--api", "9090"], "bind '9090': expected HOST:PORT"),
-        (["start", "--api", "127.0.0.1:9090"], "--api needs --api-token-file"),
-        (["start", "--path", "/"], "--path '/': expected a path such as /socket.io/"),
-        (["start", "--name", "../x"], "--name '../x': expected 1 to 32 letters"),
-        (["start", "--stall-after", "-1"], "-1.0 is not in the range"),
+        (["start", "app.py"], "app.py: expected module:attribute, for example app:io"),
+        (["start", "--workers", "0"], "--workers 0: expected 1 to 255, or auto"),
+        (["start", "--workers", "many"], "--workers many: expected 1 to 255, or auto"),
+        (["start", "--workers", "256"], "--workers 256: expected 1 to 255, or auto"),
+        (["start", "--bind", "8080"], "--bind 8080: expected HOST:PORT"),
+        (["start", "--bind", "[::1]:99999"], "--bind '[::1]:99999': expected HOST:PORT"),
+        (["start", "--health-path", "healthz"], "--health-path healthz: expected a path"),
+        (["start", "--api", "9090"], "--api 9090: expected HOST:PORT"),
+        (
+            ["start", "--api", "127.0.0.1:9090"],
+            "--api: api needs api_token_file (--api-token-file)",
+        ),
+        (["start", "--path", "/"], "--path /: expected a path such as /socket.io/"),
+        (["start", "--name", "../x"], "--name ../x: expected 1 to 32 letters"),
+        (["start", "--stall-after", "-1"], "--stall-after -1: expected a duration from 0"),
+        (["start", "--stall-after", "2s"], "--stall-after: stall_after is 2s: expected 0 or at"),
+        (["start", "--app-dir", "/none"], "--app-dir: app_dir is /none: there is no such folder"),
         (["start", "--no-such-option"], "No such option"),
         (["worker"], "Missing option '--slot'"),
         (["worker", "--slot", "256"], "256 is not in the range"),
         (["dance"], "No such command 'dance'"),
+        (["status", "--timeout", "nan"], "'nan': expected a duration from 10ms to 24h"),
+        (["doctor", "--timeout", "inf"], "'inf': expected a duration from 10ms to 24h"),
+        (["reload", "--timeout", "0"], "'0': expected a duration from 10ms to 24h"),
+        (["top", "--delay", "soon"], "'soon': expected a duration from 100ms to 24h"),
+        (["drain", "w0", "--window", "25h"], "'25h': expected a duration from 0 to 24h"),
     ],
 )
 def test_wrong_usage_is_named(arguments: list[str], message: str) -> None:
@@ -91,9 +103,23 @@ def test_wrong_usage_is_named(arguments: list[str], message: str) -> None:
     assert "Traceback" not in result.output
 
 
+@pytest.mark.parametrize("command", ["disconnect", "drain", "undrain"])
+async def test_a_name_may_be_anything(command: str) -> None:
+    with run_directory() as path:
+        async with hub(path):
+            given = (f"--run-dir={path}", "--timeout=2s")
+            odd = await asyncio.to_thread(invoke, command, *given, "\udcff?/..")
+            empty = await asyncio.to_thread(invoke, command, *given, "")
+    assert odd.exit_code == empty.exit_code == 1
+    assert "404" in odd.output
+    assert "expected a name, and got an empty one" in empty.output
+
+
 def test_the_environment_says_what_the_options_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIMPET_WORKERS", "none")
-    assert "--workers none: expected" in invoke("start").output
+    result = invoke("start")
+    assert result.exit_code == 3
+    assert "LIMPET_WORKERS=none: expected 1 to 255, or auto" in result.output
 
 
 # --- failures that start names ------------------------------------------------
@@ -269,7 +295,7 @@ def test_the_run_directory_is_found_where_the_options_and_the_environment_say() 
 
 
 def test_worker_counts() -> None:
-    assert config.worker_count("3") == 3
+    assert config.worker_count(3) == 3
     assert 1 <= config.worker_count("auto") <= len(os.sched_getaffinity(0))
 
 

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from limpet_cluster.lifecycle import RUNNING, SPAWN, Child, Policy, State
+from limpet_cluster.supervisor.lifecycle import (
+    RUNNING,
+    SPAWN,
+    Child,
+    End,
+    Policy,
+    State,
+    describe_exit,
+)
 
 POLICY = Policy(start_timeout=60, stall_after=15, abort_grace=2, stop_timeout=10)
 
@@ -114,10 +122,18 @@ def test_a_slow_start_or_stop_may_ask_for_more_time() -> None:
     one.told({"EXTEND_TIMEOUT_USEC": "1"}, 51)
     assert one.due_at() == 80, "never less"
     one.told({"EXTEND_TIMEOUT_USEC": "soon"}, 51)
+    one.told({"READY": "1"}, 60)
     assert one.stop(60)
     assert one.due_at() == 70
     one.told({"EXTEND_TIMEOUT_USEC": "60000000"}, 65)
     assert one.due_at() == 125
+
+
+def test_who_asked_for_more_time_to_stop_has_the_usual_time_when_he_asks_no_more() -> None:
+    one = ready(child(policy=Policy(stop_timeout=30)))
+    assert one.stop(10)
+    one.told({"EXTEND_TIMEOUT_USEC": "10000000"}, 90)
+    assert one.due_at() == 120
 
 
 def test_nobody_is_watched_in_development() -> None:
@@ -161,6 +177,21 @@ def test_restarts_at_once_when_asked_and_forgets_its_failures() -> None:
     assert one.due(300) is SPAWN
 
 
+def test_killed_as_it_did_not_end_it_still_restarts_at_once_and_not_when_it_was_silent() -> None:
+    one = ready(child())
+    assert one.restart(10)
+    assert one.due(20) is signal.SIGKILL
+    assert one.exited(20, -9) == 0.0
+    assert (one.failures, one.last_reason, one.due(20)) == (0, End.RESTART, SPAWN)
+    one.spawned(101, 20)
+    one.told({"READY": "1"}, 20)
+    assert one.due(35) is signal.SIGABRT
+    assert not one.restart(36), "the watchdog has begun"
+    assert one.due(37) is signal.SIGKILL
+    assert one.exited(37, -9) > 0
+    assert (one.failures, one.last_reason) == (1, End.STALLED)
+
+
 def test_the_supervisors_own_sleep_is_forgiven() -> None:
     one = ready(child())
     one.forgive(100)
@@ -169,7 +200,19 @@ def test_the_supervisors_own_sleep_is_forgiven() -> None:
 
 
 EVENTS = st.sampled_from(
-    ["start", "ready", "beat", "exit", "stop", "restart", "kill", "hold", "wait", "long wait"]
+    [
+        "start",
+        "ready",
+        "beat",
+        "exit",
+        "stop",
+        "restart",
+        "kill",
+        "hold",
+        "hurry",
+        "wait",
+        "long wait",
+    ]
 )
 
 
@@ -190,14 +233,14 @@ def test_whatever_happens_there_is_a_process_exactly_in_the_states_that_say_so(
         elif event == "exit" and alive:
             alive = False
             assert one.exited(now) <= 37.5 or not one.wanted
-        elif event == "stop":
-            assert one.stop(now) <= alive
-        elif event == "restart":
-            assert one.restart(now) <= alive
+        elif event in ("stop", "restart"):
+            assert (one.stop if event == "stop" else one.restart)(now) <= alive
         elif event == "kill":
             assert one.kill() == alive
         elif event == "hold":
             one.hold()
+        elif event == "hurry":
+            assert one.hurry(now, 1.0) <= alive
         else:
             now += 0.3 if event == "wait" else 90.0
         action = one.due(now)
@@ -219,3 +262,81 @@ def test_whatever_happens_there_is_a_process_exactly_in_the_states_that_say_so(
         assert one.state is State.KILLED
         one.exited(now)
     assert one.state is State.IDLE
+
+
+def test_the_reason_of_each_end_is_kept() -> None:
+    one = ready(child())
+    one.exited(1, -signal.SIGSEGV)
+    assert (one.last_reason, one.last_end) == (End.SIGNAL, "was killed by SIGSEGV")
+    _again(one, 2)
+    one.exited(2, 3)
+    assert (one.last_reason, one.last_end) == (End.EXIT, "ended with exit code 3")
+    _again(one, 10)
+    assert one.due(10 + 15) is signal.SIGABRT
+    one.exited(26, -signal.SIGABRT)
+    assert str(one.last_reason) == "stalled"
+    one.due(100)
+    one.spawned(103, 100)
+    assert one.due(160) is signal.SIGABRT
+    one.exited(161, -signal.SIGABRT)
+    assert str(one.last_reason) == "start_timeout"
+    _again(one, 200)
+    one.restart(200, End.RELOAD)
+    one.exited(200)
+    assert one.last_end == "was replaced by a reload; ended with exit code 0"
+    _again(one, 200)
+    one.stop(201, End.SCALE)
+    one.due(300)
+    one.exited(300, -signal.SIGKILL)
+    assert str(one.last_reason) == "scale", "killed at its deadline, but for that"
+    assert one.ends == {
+        "signal": 1, "exit": 1, "stalled": 1, "start_timeout": 1, "reload": 1, "scale": 1,
+    }  # fmt: skip
+
+
+def _again(one: Child, now: float) -> None:
+    one.due(now + 100)
+    one.spawned(100, now)
+    one.told({"READY": "1"}, now)
+
+
+def test_hurried_it_gets_no_more_time() -> None:
+    one = ready(child())
+    assert not one.hurry(1, 1.0), "nobody told it to end"
+    one.stop(1)
+    one.told({"EXTEND_TIMEOUT_USEC": "60000000"}, 2)
+    assert one.due_at() == 62
+    assert one.hurry(3, 1.0)
+    one.told({"EXTEND_TIMEOUT_USEC": "60000000"}, 3.5)
+    assert one.due_at() == 4
+    assert one.due(4) is signal.SIGKILL
+    one.exited(4)
+    one.start(5)
+    _again(one, 5)
+    one.stop(6)
+    one.told({"EXTEND_TIMEOUT_USEC": "60000000"}, 7)
+    assert one.due_at() == 67, "its next process is not hurried"
+
+
+def test_one_that_still_starts_has_less_time_to_end() -> None:
+    one = child()
+    one.start(0)
+    one.due(0)
+    one.spawned(100, 0)
+    assert not one.is_up
+    assert one.stop(1)
+    one.told({"EXTEND_TIMEOUT_USEC": "60000000"}, 1)
+    assert one.due_at() == 3
+    assert one.due(3) is signal.SIGKILL
+
+
+def test_killed_before_it_was_told_to_end_it_was_stopped() -> None:
+    one = ready(child())
+    one.stop(1)
+    one.restart(1, End.RELOAD)
+    one.exited(1)
+    _again(one, 1)
+    assert one.kill()
+    one.exited(2, -signal.SIGKILL)
+    assert one.last_reason is End.STOP
+    assert describe_exit(-200) == "was killed by signal 200"

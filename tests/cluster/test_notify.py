@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from limpet_adapters.notify import Notifier
-from limpet_cluster.notices import NoticeBoard, parse
+from limpet_cluster.supervisor.notices import NoticeBoard, parse
 
 
 @pytest.fixture
@@ -93,14 +94,35 @@ async def test_feeds_the_watchdog_from_the_loop(directory: Path) -> None:
     address = str(directory / "notify")
     with listen(address) as receiver:
         notifier = Notifier(address, 0.15)
+        receiver.setblocking(False)
         notifier.start_watchdog(asyncio.get_running_loop())
+        await asyncio.sleep(0.2)
+        # systemd would count from the first one on, and a start may take longer.
+        assert _received(receiver) == []
+        notifier.ready()
         await asyncio.sleep(0.3)
         notifier.close()
-        receiver.setblocking(False)
         assert 3 <= _received(receiver).count(b"WATCHDOG=1") <= 8
         await asyncio.sleep(0.1)
         with pytest.raises(BlockingIOError):
             receiver.recv(100)
+
+
+async def test_who_does_not_listen_holds_up_nobody(directory: Path) -> None:
+    address = str(directory / "notify")
+    with listen(address) as receiver:
+        notifier = Notifier(address, 0.01)
+        notifier.ready()
+        receiver.setblocking(False)
+        began = time.monotonic()
+        for number in range(3000):  # more than any queue holds
+            notifier.status(f"{number} left")
+            notifier.extend(1.0)
+        assert time.monotonic() - began < 1.0
+        assert _received(receiver)[0] == b"READY=1"
+        notifier.status("heard again")
+        assert _received(receiver) == [b"STATUS=heard again"]
+        notifier.close()
 
 
 def _received(receiver: socket.socket) -> list[bytes]:
@@ -116,7 +138,7 @@ def test_an_error_arrives_as_it_was_told(message: str) -> None:
     sent: list[str] = []
 
     class Deaf(Notifier):
-        def _send(self, text: str) -> None:
+        def _send(self, text: str, *, wait: bool = True) -> None:
             sent.append(text)
 
     Deaf("x").failed(message)

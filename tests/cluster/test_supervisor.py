@@ -2,107 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 
 from harness import require
-from limpet_cluster.commands import CommandError, ask
+from supervised import DRIVE, Supervised, gone, until
 
 pytestmark = pytest.mark.processes
-
-DRIVE = str(Path(__file__).with_name("drive.py"))
-QUICK = {"stop_timeout": 2.0, "abort_grace": 0.3, "stall_after": 5.0}
-
-
-class Supervised:
-    """A supervisor with stand-ins, in a process of its own."""
-
-    def __init__(self, directory: Path, prefix: list[str], **options: Any) -> None:
-        self.directory = directory
-        options["policy"] = {**QUICK, **options.get("policy", {})}
-        self.output = directory.parent / f"{directory.name}.out"
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [*prefix, sys.executable, DRIVE, str(directory), json.dumps(options)],
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-
-    @property
-    def text(self) -> str:
-        return self.output.read_text()
-
-    def journal(self, name: str = "", what: str = "") -> list[list[Any]]:
-        lines = (self.directory / "log").read_text().splitlines()
-        entries = [json.loads(line) for line in lines]
-        return [one for one in entries if name in one[0] and one[1].startswith(what)]
-
-    def status(self) -> dict[str, dict[str, Any]]:
-        try:
-            answer = ask(self.directory, "status")
-        except CommandError:
-            return {}
-        return {one["name"]: one for one in answer["processes"]}
-
-    def pid(self, name: str) -> int:
-        return int(self.status()[name]["pid"])
-
-    def ready(self) -> Supervised:
-        until(lambda: "READY" in self.text, self)
-        return self
-
-    def ended(self, timeout: float = 10) -> int:
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(self.text) from None
-
-
-def until(condition: Callable[[], object], supervised: Supervised, timeout: float = 10) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, supervised.text
-        time.sleep(0.02)
-
-
-def gone(pid: int) -> bool:
-    try:
-        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
-
-
-@pytest.fixture
-def supervise() -> Iterator[Callable[..., Supervised]]:
-    started: list[Supervised] = []
-    base = Path(tempfile.mkdtemp(prefix="limpet-"))
-
-    def start(prefix: list[str] | None = None, **options: Any) -> Supervised:
-        one = Supervised(base / str(len(started)), prefix or [], **options)
-        started.append(one)
-        return one
-
-    yield start
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.process.wait(10)
-    shutil.rmtree(base)
-
 
 Supervise = Callable[..., Supervised]
 
@@ -175,8 +93,41 @@ def test_a_crash_loop_backs_off_and_leaves_the_others_alone(supervise: Supervise
     assert "exit code 3" in cluster.text
 
 
+@pytest.mark.parametrize("what", ["*", "*.sock"])
+def test_a_run_directory_that_was_removed_is_made_anew(supervise: Supervise, what: str) -> None:
+    cluster = supervise(policy={"stall_after": 2.0}).ready()
+    before = {name: cluster.pid(name) for name in ("hub", "worker-0", "worker-1", "balancer")}
+    for path in cluster.directory.glob(what):
+        path.unlink()
+    if what == "*":
+        cluster.directory.rmdir()
+    until(lambda: cluster.status().get("hub", {}).get("state") == "ready", cluster)
+    time.sleep(2.5)
+    after = {name: one["pid"] for name, one in cluster.status().items()}
+    assert [name for name in before if after[name] == before[name]] == ["worker-0", "worker-1"]
+    assert {one["state"] for one in cluster.status().values()} == {"ready"}
+    assert "was removed: it is made anew" in cluster.text
+    cluster.process.send_signal(signal.SIGTERM)
+    assert cluster.ended() == 0
+
+
+def test_a_run_directory_that_another_cluster_took_is_left_to_it(supervise: Supervise) -> None:
+    cluster = supervise(policy={"stall_after": 2.0}).ready()
+    before = {name: cluster.pid(name) for name in ("hub", "worker-0", "worker-1", "balancer")}
+    shutil.rmtree(cluster.directory)
+    cluster.directory.mkdir(0o700)
+    (cluster.directory / "notify.sock").touch()
+    with (cluster.directory / "supervisor.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        until(lambda: "processes go on as they are" in cluster.text, cluster)
+        time.sleep(2.5)
+        assert all(not gone(pid) for pid in before.values())
+        cluster.process.send_signal(signal.SIGTERM)
+        assert cluster.ended() == 0
+
+
 def test_a_stalled_child_is_replaced(supervise: Supervise) -> None:
-    cluster = supervise(policy={"stall_after": 0.6}).ready()
+    cluster = supervise(policy={"stall_after": 2.0}).ready()
     before = cluster.pid("worker-0")
     os.kill(before, signal.SIGSTOP)
     until(lambda: gone(before), cluster)
@@ -189,9 +140,9 @@ def test_a_stalled_child_is_replaced(supervise: Supervise) -> None:
 def test_a_stopped_supervisor_does_not_hold_its_own_silence_against_others(
     supervise: Supervise,
 ) -> None:
-    cluster = supervise(policy={"stall_after": 0.8}).ready()
+    cluster = supervise(policy={"stall_after": 2.0}).ready()
     cluster.process.send_signal(signal.SIGSTOP)
-    time.sleep(2.2)
+    time.sleep(3.5)  # more than a second longer
     cluster.process.send_signal(signal.SIGCONT)
     time.sleep(0.5)
     assert {one["restarts"] for one in cluster.status().values()} == {0}
@@ -209,18 +160,18 @@ def test_a_deaf_child_is_killed_at_the_deadline(supervise: Supervise) -> None:
 def test_a_second_interrupt_is_quick(supervise: Supervise) -> None:
     cluster = supervise(ways={"worker-0": "deaf"}, policy={"stop_timeout": 30}).ready()
     cluster.process.send_signal(signal.SIGINT)
-    time.sleep(0.3)
+    until(lambda: "ending 2 workers" in cluster.text, cluster)
     assert cluster.process.poll() is None
     cluster.process.send_signal(signal.SIGINT)
-    assert cluster.ended(3) == 1
+    assert cluster.ended(10) == 1
 
 
 def test_a_quick_end_does_not_wait_for_what_is_to_start_again(supervise: Supervise) -> None:
-    cluster = supervise(policy={"backoff_first": 0.5}).ready()
+    cluster = supervise(policy={"backoff_first": 10.0}).ready()
     os.kill(cluster.pid("worker-0"), signal.SIGKILL)
     until(lambda: cluster.status()["worker-0"]["state"] == "waiting", cluster)
     cluster.process.send_signal(signal.SIGQUIT)
-    assert cluster.ended(5) == 1
+    assert cluster.ended(5) == 0
     assert len(cluster.journal("worker-0", "start")) == 1
 
 
@@ -255,9 +206,9 @@ def test_a_child_that_ends_before_it_is_ready_ends_the_start(supervise: Supervis
 
 
 def test_a_child_that_is_never_ready_ends_the_start(supervise: Supervise) -> None:
-    cluster = supervise(ways={"balancer": "never ready"}, policy={"start_timeout": 1.0})
+    cluster = supervise(ways={"balancer": "never ready"}, policy={"start_timeout": 3.0})
     assert cluster.ended() == 1
-    assert "balancer was not ready after 1 s" in cluster.text
+    assert "balancer was not ready after 3 s" in cluster.text
 
 
 def test_a_later_refusal_is_shown_once_and_tried_again(supervise: Supervise) -> None:

@@ -19,6 +19,12 @@ class TestOneWorker(EngineIoTitles):
         yield await server.listen()
         await server.close()
 
+    @pytest.fixture
+    async def calm_base(self) -> AsyncIterator[Base]:
+        server = EchoServer(ping_interval=25, ping_timeout=20)
+        yield await server.listen()
+        await server.close()
+
 
 @pytest.fixture(scope="session")
 def echo_cluster(_new_cluster: SpawnCluster) -> RunningCluster:
@@ -26,8 +32,18 @@ def echo_cluster(_new_cluster: SpawnCluster) -> RunningCluster:
     return _new_cluster("servers.engineio_app:io", 2, "--path=/engine.io/")
 
 
+@pytest.fixture(scope="session")
+def calm_echo_cluster(_new_cluster: SpawnCluster) -> RunningCluster:
+    """The same with heartbeats that are far apart."""
+    return _new_cluster("servers.engineio_app:calm", 2, "--path=/engine.io/")
+
+
 @pytest.mark.processes
 class TestTwoWorkersBehindTheBalancer(EngineIoTitles):
     @pytest.fixture
     def base(self, echo_cluster: RunningCluster) -> Base:
         return echo_cluster.address
+
+    @pytest.fixture
+    def calm_base(self, calm_echo_cluster: RunningCluster) -> Base:
+        return calm_echo_cluster.address

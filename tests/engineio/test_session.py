@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from engine_fakes import MASK, RESPONSE, FakeTransport, Poll, Rig
+from engine_fakes import MASK, REFUSED, RESPONSE, FakeTransport, Poll, Rig
 from limpet_adapters.packet import EncodedPacket
 from limpet_worker.engineio.session import Session
 from limpet_worker.websocket.frames import CLOSE, PING, PONG, TEXT, encode
@@ -619,14 +619,71 @@ def test_a_closing_session_ends_early(rig: Rig, way: str) -> None:
     assert rig.sink(session).reasons == ["forced close"]
 
 
+def test_sent_away(rig: Rig) -> None:
+    session, transport = rig.websocket()
+    session.send("last")
+    session.send_away("server shutting down", 1012)
+    session.send_away("again", 1000)
+    assert transport.take() == ["4last", ("close", 1012)]
+    assert rig.sink(session).reasons == ["server shutting down"]
+    assert rig.engine.goodbyes == {transport.connection}
+    transport.connection.data_received(b"\x88\x80\x00\x00\x00\x00")
+    transport.lose()
+    assert rig.engine.goodbyes == set()
+
+
+def test_sent_away_while_it_polls(rig: Rig) -> None:
+    # Never the packet 1, after which stock Python clients stay away: this poll, or the next one,
+    # is for a session that is unknown.
+    idle, told = rig.polling(), rig.polling()
+    polls = rig.poll(idle), rig.poll(told)
+    told.send("a")
+    told.send(b"b")
+    for session in (idle, told):
+        session.send_away("server shutting down")
+        assert rig.sink(session).reasons == ["server shutting down"]
+    assert [poll.payload for poll in polls] == [REFUSED, b"4a\x1ebYg=="]
+    assert rig.engine.sessions == {}
+
+
+def test_sent_away_between_polls(rig: Rig) -> None:
+    idle, told, late = rig.polling(), rig.polling(), rig.polling()
+    for session in (told, late):
+        session.send("a")
+        session.send("last")
+    for session in (idle, told, late):
+        session.send_away("server shutting down")
+        assert rig.sink(session).reasons == ["server shutting down"]
+    assert rig.engine.sessions == {told.sid: told, late.sid: late}
+    rig.engine.flusher.broadcast([told], EncodedPacket(b"2late"))
+    rig.loop.settle()
+    assert rig.poll(told).payload == b"4a\x1e4last"
+    assert rig.engine.sessions == {late.sid: late}
+    rig.loop.sleep(30.5)
+    assert rig.engine.sessions == {}
+
+
+def test_sent_away_while_it_changes_over(rig: Rig) -> None:
+    waiting, probed = rig.polling(), rig.polling()
+    candidate = rig.candidate(waiting)
+    assert rig.candidate(probed, "2probe").take() == ["3probe"]
+    probed.send("last")
+    for session in (waiting, probed):
+        session.send_away("server shutting down", 1012)
+    assert candidate.take() == [("close", 1005)]
+    assert rig.engine.sessions == {probed.sid: probed}  # it fetches the rest its own way
+    assert rig.poll(probed).payload == b"4last"
+
+
 def test_close_all(rig: Rig) -> None:
     session, transport = rig.websocket()
     waiting = rig.polling()
     poll = rig.poll(waiting)
     between = rig.polling()
+    between.send("last")
     rig.engine.close_all()
     assert transport.take() == [("close", 1005)]
-    assert poll.payload == b"1"
+    assert poll.payload == REFUSED
     for each in (session, waiting, between):
         assert rig.sink(each).reasons == ["server shutting down"]
     assert rig.engine.sessions == {between.sid: between}

@@ -18,6 +18,8 @@ from raw_clients import Address, BadAnswerError, Client, EndedError, eventually
 
 ANSWER: Final = 10.0
 """Seconds after which an answer counts as lost."""
+BATCH: Final = 20
+"""So many come at a time: whoever is slow to take many at once is given less, on purpose."""
 
 
 class Failure(NamedTuple):
@@ -151,8 +153,10 @@ class Crowd:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
-        self._tasks = [asyncio.create_task(caller.run()) for caller in self.callers]
-        await self.complete(20)
+        for first in range(0, len(self.callers), BATCH):
+            batch = self.callers[first : first + BATCH]
+            self._tasks += [asyncio.create_task(caller.run()) for caller in batch]
+            await self._there(batch, 20)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -166,11 +170,14 @@ class Crowd:
 
     async def complete(self, timeout: float) -> float:
         """Wait until all are in the room and return how long that took."""
+        return await self._there(self.callers, timeout)
+
+    async def _there(self, callers: list[Caller], timeout: float) -> float:
         return await eventually(
-            lambda: all(caller.pid for caller in self.callers),
+            lambda: all(caller.pid for caller in callers),
             timeout,
             lambda: (
-                f"{sum(not caller.pid for caller in self.callers)} of {len(self.callers)} are "
+                f"{sum(not caller.pid for caller in callers)} of {len(callers)} are "
                 f"not there: {self.problems[:5]} {self.failures[:5]}"
             ),
         )
@@ -237,11 +244,21 @@ async def balancer(cluster: RunningCluster) -> dict[str, Any]:
 
 def members(cluster: RunningCluster, room: str) -> tuple[set[str], bool]:
     """The socket ids in a room, as the HTTP API shows them, and whether it says that is all."""
-    page = cluster.api.get("rooms", room, "members", view="connections", limit=1000)
-    assert page["next_cursor"] is None
-    shown = [one["socket_id"] for one in page["data"]]
-    assert len(shown) == len(set(shown)) == page["total"]
-    return set(shown), page["complete"]
+    shown: list[str] = []
+    complete = True
+    cursor = None
+    while True:
+        page = cluster.api.get(
+            "rooms", room, "members", view="connections", limit=1000, cursor=cursor
+        )
+        shown += [one["socket_id"] for one in page["data"]]
+        complete = complete and page["complete"]
+        first, cursor = cursor is None, page["next_cursor"]
+        if cursor is None:
+            break
+    assert len(shown) == len(set(shown))
+    assert not first or len(shown) == page["total"]  # later pages may be of another moment
+    return set(shown), complete
 
 
 async def shows(cluster: RunningCluster, room: str, wanted: set[str], timeout: float) -> float:

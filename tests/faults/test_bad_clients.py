@@ -13,7 +13,7 @@ import pytest
 
 from faults.crowd import Crowd, assert_undisturbed, balancer
 from harness import RunningCluster
-from raw_clients import PATH, Address, Client, WebSocket, frame
+from raw_clients import PATH, Address, Client, WebSocket, eventually, frame
 from rawhttp import Raw, request, websocket
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
@@ -170,10 +170,10 @@ async def test_good_clients_beside_bad_ones(cluster: RunningCluster) -> None:
         crowd.mark()
         tasks = [asyncio.create_task(repeat(bad)) for bad in HOSTILE for _ in range(3)]
         await asyncio.sleep(3)
+        await eventually(lambda: min(caller.calls for caller in crowd.callers) > 10, 20)
         crowd.ending = True
         await asyncio.wait_for(asyncio.gather(*tasks), 20)
         assert_undisturbed(crowd.callers, UNNOTICED)
-        assert min(caller.calls for caller in crowd.callers) > 10
     assert crowd.problems == []
     assert crowd.failures == []
     assert set(came) == {bad.__name__ for bad in HOSTILE}

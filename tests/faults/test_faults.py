@@ -10,8 +10,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from itertools import count
 
 import psutil  # type: ignore[import-untyped]
@@ -29,7 +28,7 @@ from faults.crowd import (
     shows,
     working,
 )
-from harness import RunningCluster
+from harness import RunningCluster, stopped
 from raw_clients import Client, eventually
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
@@ -89,19 +88,6 @@ class Publisher:
             assert heard == list(range(first, self.said + 1))
 
 
-@contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """Let a process stand still; a supervisor starts nothing meanwhile."""
-    pidfd = os.pidfd_open(pid)
-    signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        with suppress(ProcessLookupError):  # killed meanwhile
-            signal.pidfd_send_signal(pidfd, signal.SIGCONT)
-        os.close(pidfd)
-
-
 async def _restarted(cluster: RunningCluster, name: str, old_pid: int) -> None:
     await asyncio.to_thread(cluster.wait_restarted, name, old_pid)
 
@@ -113,7 +99,7 @@ async def test_a_worker_is_killed_under_load(whole_cluster: RunningCluster) -> N
     async with Crowd(cluster, 500, polling=150, pause=1.0) as crowd:
         lost, others = crowd.of(pid), crowd.of(other_pid)
         assert len(lost) + len(others) == 500
-        assert 200 <= len(lost) <= 300
+        assert min(len(lost), len(others)) >= 500 // 5
         await shows(cluster, crowd.room, crowd.ids, BACK)
         dead = {caller.client.id for caller in lost}
         async with working(newcomers.next, 0.02):
@@ -324,13 +310,13 @@ async def test_a_worker_is_stopped_for_a_while(whole_cluster: RunningCluster) ->
 async def test_a_worker_that_stays_silent_is_replaced(
     spawn_cluster: Callable[..., RunningCluster],
 ) -> None:
-    cluster = spawn_cluster("servers.faults_app:io", 2, "--stall-after=1.5")
+    cluster = spawn_cluster("servers.faults_app:io", 2, "--stall-after=3")
     pid, other_pid = cluster.pids["worker-0"], cluster.pids["worker-1"]
     async with Crowd(cluster, 20, polling=6, pause=0.1) as crowd:
         sleepers, others = crowd.of(pid), crowd.of(other_pid)
         crowd.mark()
         os.kill(pid, signal.SIGSTOP)
-        # Silence of 1.5 s, 2 s to say where it stands, and a start.
+        # Silence of 3 s, 2 s to say where it stands, and a start.
         await _restarted(cluster, "worker-0", pid)
         await crowd.complete(BACK)
         assert_undisturbed(others, UNNOTICED)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
+from itertools import count
 from typing import Any
 
 import pytest
 
-from faults.crowd import balancer
+from faults.crowd import BATCH, balancer
 from harness import RunningCluster
 from raw_clients import Client, Pool
 
@@ -24,11 +26,9 @@ async def test_pollers_that_share_their_connections(whole_cluster: RunningCluste
     pool = Pool(whole_cluster.address, problems, spare=100)
     migrated = (await balancer(whole_cluster))["migrated"]
 
-    async def poller(number: int) -> int:
-        client = Client(whole_cluster.address, "polling", pool=pool, problems=problems)
+    async def poller(number: int, client: Client) -> int:
         log: list[tuple[str, list[Any]]] = []
         client.on_event = lambda event, args: log.append((event, args))
-        await client.connect(20)
         for n in range(ROUNDS):
             client.emit("reply", number, n)
             log.append(("echoed", await client.call_all("echo", number, n, timeout=20)))
@@ -43,12 +43,20 @@ async def test_pollers_that_share_their_connections(whole_cluster: RunningCluste
         assert client.reason == "client closed"
         return int(pid)
 
+    clients = [
+        Client(whole_cluster.address, "polling", pool=pool, problems=problems) for _ in range(200)
+    ]
     try:
-        pids = await asyncio.gather(*(poller(number) for number in range(200)))
+        for first in range(0, len(clients), BATCH):
+            batch = clients[first : first + BATCH]
+            await asyncio.gather(*(client.connect(20) for client in batch))
+        pids = await asyncio.gather(*map(poller, count(), clients))
     finally:
         pool.close()
     assert problems == []
-    assert max(Counter(pids).values()) <= 110
+    served = Counter(pids)
+    assert len(served) == 2
+    assert min(served.values()) >= 200 // 5
     # There are 40 requests and more of each client, and every second finds the other worker's
     # connection.
     assert (await balancer(whole_cluster))["migrated"] - migrated > 200 * 40 / 3
@@ -88,20 +96,27 @@ async def _join_barrier(cluster: RunningCluster, rounds: int) -> None:
     joining, saying = await _apart(cluster)
     heard: asyncio.Queue[list[object]] = asyncio.Queue()
     joining.on_event = lambda event, args: heard.put_nowait([event, *args])
-    for n in range(rounds):
+    late = n = 0
+    while n < rounds + late:
         room = f"room {n}"
+        began = time.monotonic()
         await joining.call("join", room)
-        saying.emit("say", room, n)
-        # Were it missed, the next one or nothing would be heard.
-        assert await asyncio.wait_for(heard.get(), 10) == ["said", n]
+        if time.monotonic() - began < 0.9:
+            saying.emit("say", room, n)
+            # Were it missed, the next one or nothing would be heard.
+            assert await asyncio.wait_for(heard.get(), 10) == ["said", n]
+        else:
+            late += 1  # a join goes on after a second, and counts that: another room instead
         joining.emit("leave", room)
+        n += 1
+    assert late <= rounds // 100
     await joining.call("echo", "end")
     assert heard.empty()
     for client in (joining, saying):
         await client.close()
         assert client.problems == []
     counters = [worker["counters"] for worker in cluster.api.get("workers")["data"]]
-    assert not any("limpet_join_barrier_incomplete_total" in one for one in counters)
+    assert sum(one.get("limpet_join_barrier_incomplete_total", 0) for one in counters) <= late
 
 
 async def _apart(cluster: RunningCluster) -> tuple[Client, Client]:

@@ -79,7 +79,11 @@ class Router:
 
     def route(self, sock: socket.socket, data: bytes, address: Any, hops: int) -> None:
         """Give a connection to the worker of its sid; final to any, when the sid is nobody's."""
-        head = HeadParser().parse(data[: find_head(data)])
+        end = find_head(data)
+        if not end:  # nothing to go by yet; a balancer would wait for the rest
+            self.servers[1].doorway.adopt(sock, data, address)
+            return
+        head = HeadParser().parse(data[:end])
         sid = parse_query(head.query).get("sid", "")
         owner = address_of(sid)
         final = False
@@ -354,3 +358,74 @@ class TestDecisions:
         await asyncio.sleep(0.05)
         assert router.servers[0].doorway.connections == 0
         await router.close()
+
+
+# --- draining -----------------------------------------------------------------------------------
+
+
+@EITHER_LOOP
+def test_a_draining_worker_opens_no_session(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> None:
+        router = Router()
+        router.servers[0].doorway.draining = True
+        for _ in range(4):
+            async with await router.connect(0, b"") as raw:
+                owner = address_of((await raw.request("GET", PATH)).sid)
+                assert owner == router.channels[1].address
+        # Nobody takes it, again and again: better here for a moment than nowhere.
+        async with await router.connect(0, b"", hops=MAX_HOPS) as raw:
+            owner = address_of((await raw.request("GET", PATH)).sid)
+            assert owner == router.channels[0].address
+        await router.close()
+
+    run(loop_factory, main)
+
+
+@EITHER_LOOP
+def test_idle_connections_are_given_back(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> None:
+        router = Router()
+        doorway = router.servers[0].doorway
+        fresh, used, begun, waiting = [await router.connect(0, b"") for _ in range(4)]
+        sid = (await used.request("GET", PATH)).sid
+        poll = (await waiting.request("GET", PATH)).sid
+        half = request("GET", PATH)
+        await begun.send(half[:40])
+        await waiting.send(request("GET", f"{PATH}&sid={poll}"))
+        await asyncio.sleep(0.05)
+        assert doorway.give_back(2) == 2
+        assert doorway.give_back(10) == 1  # the one with a poll that is not answered
+        await begun.send(half[40:])
+        for raw in (fresh, used, begun):
+            answer = await (raw.answer() if raw is begun else raw.request("GET", PATH))
+            assert address_of(answer.sid) == router.channels[1].address
+        # Its session has stayed, and is found from there.
+        assert (await used.request("POST", f"{PATH}&sid={sid}", b"4a")).body == b"ok"
+        router.servers[0].engine.sessions[poll].send("x")
+        assert (await waiting.answer()).body == b"4x"
+        assert doorway.give_back(10) == 0
+        for raw in (fresh, used, begun, waiting):
+            await raw.close()
+        await router.close()
+
+    run(loop_factory, main)
+
+
+@EITHER_LOOP
+def test_an_idle_connection_that_nobody_takes_is_closed(
+    loop_factory: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> None:
+        router = Router()
+        router.channels[0].connected = False
+        async with await router.connect(0, b"") as raw:
+            assert (await raw.request("GET", PATH)).status == 200
+            router.servers[0].doorway.give_back(10)
+            assert await raw.ended() == b""
+        await router.close()
+
+    run(loop_factory, main)

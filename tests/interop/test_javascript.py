@@ -5,15 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
-import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 
-from harness import RunningCluster, require
+from harness import RunningCluster, npm_install
 
 HERE = Path(__file__).parent
 
@@ -29,14 +27,7 @@ Node = Callable[..., Awaitable[asyncio.subprocess.Process]]
 @pytest.fixture(scope="session")
 def client_script() -> Path:
     """Install the client beside its script, once."""
-    require("node", shutil.which("node") and shutil.which("npm"))
-    if not (HERE / "node_modules" / "socket.io-client").exists():
-        subprocess.run(
-            ["npm", "install", "--no-audit", "--no-fund", "--no-package-lock", "--silent"],
-            cwd=HERE,
-            check=True,
-            timeout=150,
-        )
+    npm_install(HERE, "socket.io-client")
     return HERE / "client.mjs"
 
 

@@ -1,6 +1,9 @@
 """A hub that has the bus alone, for tests: told on stdin what to drop, answers on stdout.
 
 Usage: bus_hub.py RUN_DIRECTORY [OPTIONS_OF_FORWARDER_AS_JSON]
+
+One more option, ``open_seconds``, is how long it waits for the workers of the hub before it, for
+tests in which none may be late.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from typing import Any
 from limpet_adapters import wire
 from limpet_adapters.control import ControlConnection, Hello
 from limpet_adapters.rundir import RunDirectory
+from limpet_cluster.hub import forwarder as hub_forwarder
 from limpet_cluster.hub.control import HubControl
 from limpet_cluster.hub.forwarder import Forwarder
 
@@ -59,6 +63,8 @@ class LossyForwarder(Forwarder):
 async def main() -> None:
     rundir = RunDirectory(Path(sys.argv[1]))
     options: dict[str, Any] = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+    patience = options.pop("open_seconds", hub_forwarder.OPEN_SECONDS)
+    hub_forwarder.OPEN_SECONDS = patience  # type: ignore[misc]
     control = HubControl(rundir.hub)
 
     def deaf(_connection: ControlConnection, hello: Hello, why: str) -> None:

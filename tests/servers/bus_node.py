@@ -1,6 +1,9 @@
 """A worker that has adapters alone, for tests: told on stdin what to do, answers on stdout.
 
 Usage: bus_node.py RUN_DIRECTORY SLOT [OPTIONS_OF_BUS_AS_JSON]
+
+Two more options take the place of limits in seconds, for tests in which a slow machine must not
+reach them: ``barrier``, how long a join waits, and ``queue``, how long a message waits for the hub.
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from typing import Any
 
 import uvloop
 
+from limpet_adapters import bus
 from limpet_adapters.bus import Bus
 from limpet_adapters.contract import BroadcastOptions
 from limpet_adapters.control import ControlClient, Hello
 from limpet_adapters.counters import counters
 from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
+from limpet_adapters.outgoing import QUEUE_SECONDS, Outgoing
 from limpet_adapters.packet import EncodedPacket
 from limpet_adapters.rundir import RunDirectory, Slot
 from limpet_adapters.zeromq import ZeroMQAdapter
@@ -51,7 +56,10 @@ class Node:
                 pid=os.getpid(),
             ),
         )
+        bus.BARRIER_SECONDS = options.pop("barrier", bus.BARRIER_SECONDS)  # type: ignore[misc]
+        queue = options.pop("queue", QUEUE_SECONDS)
         self.bus = Bus(rundir, self.control, worker_id, self.address, **options)
+        self.bus._outgoing = Outgoing(seconds=queue)
         self.gaps: list[dict[str, object]] = []
         self.bus.on_gap = self.gaps.append
         self.adapters: dict[str, ZeroMQAdapter] = {}

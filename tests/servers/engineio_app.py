@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from limpet_worker.engineio.session import Session, Sink
+from limpet_worker.engineio.session import Session
+from limpet_worker.engineio.sink import Sink
 from limpet_worker.socketio.server import Server
 from servers.engineio_echo import Echo
 
@@ -17,3 +18,5 @@ class EchoEverything(Server):
 io = EchoEverything(
     path="/engine.io/", cors_allowed_origins="*", ping_interval=0.3, ping_timeout=0.2
 )
+calm = EchoEverything(path="/engine.io/", cors_allowed_origins="*")
+"""The same without hurry: no ping comes in between, however slow the machine is."""

@@ -18,7 +18,7 @@ from limpet_worker.engineio.options import EngineOptions
 from limpet_worker.engineio.server import EngineServer
 from limpet_worker.engineio.session import Session
 from limpet_worker.http.frontdoor import Doorway, Migrator
-from limpet_worker.http.site import Site
+from limpet_worker.http.routes import Site
 
 
 class Echo:

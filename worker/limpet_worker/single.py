@@ -16,7 +16,8 @@ from limpet_worker.http.files import File
 from limpet_worker.http.frontdoor import Doorway
 from limpet_worker.http.site import start_site
 from limpet_worker.presence import LocalPresence
-from limpet_worker.socketio.server import Server, WorkerContext
+from limpet_worker.socketio.context import WorkerContext
+from limpet_worker.socketio.server import Server
 
 logger = logging.getLogger("limpet.worker")
 

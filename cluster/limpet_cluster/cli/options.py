@@ -2,22 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from limpet_adapters.rundir import RunDirectoryError
 from limpet_balancer.config import ConfigError as BalancerConfigError
 from limpet_balancer.listening import BindError
-from limpet_cluster import config, logs
-from limpet_cluster.appload import BUILT_IN, AppError
+from limpet_cluster import logs
+from limpet_cluster.appload import AppError
+from limpet_cluster.child import PARENT
+from limpet_cluster.settings import config
+from limpet_cluster.settings.config import PLACE, Resolved, Sources
+from limpet_cluster.settings.table import SETTINGS, Setting
+from limpet_cluster.settings.values import LONGEST, duration, seconds_of
 from limpet_worker.errors import OptionError
 
+log = logging.getLogger("limpet.config")
+
 F = TypeVar("F", bound=Callable[..., Any])
+
+_JSON: Final = "limpet.json"
+"""What the context of a command remembers of ``--json``."""
 
 
 class Failure(click.ClickException):
@@ -25,7 +39,10 @@ class Failure(click.ClickException):
 
     def show(self, file: Any = None) -> None:
         """Print the message to stderr."""
-        click.echo(f"limpet: {self.format_message()}", err=True, file=file)
+        text = f"limpet: {self.format_message()}"
+        if logs.to_journal():
+            text = logs.prefixed(text, "ERROR")
+        click.echo(text, err=True, file=file)
 
 
 class Invalid(Failure):
@@ -46,15 +63,151 @@ class TimedOut(Failure):
     exit_code = 5
 
 
+class Partial(Failure):
+    """Done for a part of the cluster; the rest may come later."""
+
+    exit_code = 75
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Turn the errors that a user can mend into one message and an exit code."""
     try:
         yield
+    except config.SettingsError as error:
+        if error.usage:
+            raise click.UsageError(str(error)) from None
+        raise Invalid(str(error)) from None
     except (config.ConfigError, BalancerConfigError) as error:
         raise Invalid(str(error)) from None
     except (AppError, BindError, OptionError, RunDirectoryError) as error:
         raise Failure(str(error)) from None
+
+
+# --- settings as options ----------------------------------------------------
+
+
+def settings(command: str) -> Callable[[F], F]:
+    """Add an option for each setting that a command takes.
+
+    The command gets them, resolved with file and environment, as ``resolved``.
+    """
+    taken = [one for one in SETTINGS.values() if command in one.commands]
+
+    def add(function: F) -> F:
+        @wraps(function)
+        def wrapped(**given: Any) -> Any:
+            with told():
+                sources = _sources(taken, given)
+                resolved = sources.resolve()
+            return function(resolved=resolved, **given)
+
+        result: F = _with_options(wrapped, taken)
+        return result
+
+    return add
+
+
+def warn(resolved: Resolved) -> None:
+    """Log what is odd about the settings, but keeps nobody from running."""
+    for warning in resolved.warnings:
+        log.warning("%s", warning)
+
+
+def place(command: F) -> F:
+    """Add the options that say which cluster on this host is meant.
+
+    The command gets them, completed from file and environment, as ``run_dir`` and ``name``.
+    """
+    return _place(command, lenient=False)
+
+
+def place_anyway(command: F) -> F:
+    """Do as `place`; a file that cannot be read is as good as none."""
+    return _place(command, lenient=True)
+
+
+def _place(command: F, *, lenient: bool) -> F:
+    taken = [SETTINGS[name] for name in PLACE]
+
+    @wraps(command)
+    def wrapped(**given: Any) -> Any:
+        with told():
+            sources = _sources(taken, given)
+            try:
+                found = sources.place()
+            except config.SettingsError:
+                if not lenient:
+                    raise
+                found = replace(sources, file="").place()
+        run_dir = None if found.run_dir is None else str(found.run_dir)
+        return command(run_dir=run_dir, name=found.name, **given)
+
+    result: F = _with_options(wrapped, taken)
+    return result
+
+
+def config_file(command: F) -> F:
+    """Add ``--config``."""
+    return click.option(
+        "--config",
+        "config_file",
+        metavar="FILE",
+        shell_complete=_completing("FILE", ()),
+        help=f"The configuration file; empty for none.  [{config.FILE_VARIABLE}; default: "
+        f"{config.FILE_NAME} here, else {config.SYSTEM_FILE}]",
+    )(command)
+
+
+def _with_options(command: Any, taken: list[Setting]) -> Any:
+    for setting in reversed(taken):
+        command = _option(setting)(command)
+    return config_file(command)
+
+
+def _option(setting: Setting) -> Callable[[Any], Any]:
+    default = setting.shown(setting.default)
+    if setting.argument:
+        return click.argument(setting.name, required=False, metavar=f"[{setting.kind.metavar}]")
+    flags = [setting.flag] if not setting.short else [f"-{setting.short}", setting.flag]
+    more: dict[str, Any] = {
+        "metavar": setting.kind.metavar,
+        "multiple": setting.kind.several,
+        "shell_complete": _completing(setting.kind.metavar, setting.kind.words),
+    }
+    if setting.default is False:
+        flags, more = [f"{setting.flag}/--no-{setting.flag[2:]}"], {"default": None}
+    text = f"{setting.help}  [{setting.variable}; default: {default}]"
+    return click.option(*flags, setting.name, help=text, **more)
+
+
+def _completing(metavar: str, words: Sequence[str]) -> Callable[..., list[CompletionItem]]:
+    """Return what a shell asks for the words, files or folders that may follow an option."""
+
+    def complete(_context: object, _parameter: object, incomplete: str) -> list[CompletionItem]:
+        if metavar in ("FILE", "DIR"):
+            return [CompletionItem(incomplete, type=metavar.lower())]
+        return [CompletionItem(word) for word in words if word.startswith(incomplete)]
+
+    return complete
+
+
+def _sources(taken: list[Setting], given: dict[str, Any]) -> Sources:
+    """Take the options out of what click hands to a command."""
+    flags = {}
+    for setting in taken:
+        value = given.pop(setting.name)
+        if isinstance(value, bool):
+            value = setting.written(value)
+        if value is not None and value != ():
+            flags[setting.name] = (value,) if isinstance(value, str) else tuple(value)
+    return Sources(
+        flags=flags,
+        file=given.pop("config_file"),
+        takes=frozenset(setting.name for setting in taken),
+        # What our own supervisor starts is told all by flags: they hold what it runs with.
+        environ={} if PARENT in os.environ else os.environ,
+    )
 
 
 def run_directory(run_dir: str | None, name: str) -> Path:
@@ -65,166 +218,68 @@ def run_directory(run_dir: str | None, name: str) -> Path:
         raise click.UsageError(str(error)) from None
 
 
-def place(command: F) -> F:
-    """Add the options that say which cluster on this host is meant."""
-    command = click.option(
-        "--name",
-        envvar="LIMPET_NAME",
-        default="default",
-        show_default=True,
-        help="Name of the cluster; clusters of different names share nothing.",
-    )(command)
-    return click.option(
-        "--run-dir",
-        envvar="LIMPET_RUN_DIR",
-        metavar="DIR",
-        help="Where the processes of one cluster meet: sockets and locks, mode 0700.",
-    )(command)
-
-
-_COMMON = (
-    click.option(
-        "--node",
-        envvar="LIMPET_NODE",
-        type=click.IntRange(0, 65_535),
-        help="Number of this host.  [default: from the host name]",
-    ),
-    click.option(
-        "--path",
-        envvar="LIMPET_PATH",
-        default="/socket.io/",
-        show_default=True,
-        metavar="PATH",
-        help="The Engine.IO path, as in the application's Server(path=…).",
-    ),
-    click.option(
-        "--log-level",
-        envvar="LIMPET_LOG_LEVEL",
-        type=click.Choice(logs.LEVELS),
-        default="info",
-        show_default=True,
-    ),
-    click.option(
-        "--log-format",
-        envvar="LIMPET_LOG_FORMAT",
-        type=click.Choice(logs.FORMATS),
-        default="auto",
-        help="auto: for people on a terminal, JSON elsewhere.",
-    ),
-)
-
-
-def common(command: F) -> F:
-    """Add the options that all processes share; the command gets them as one ``common``."""
-
-    @wraps(command)
-    def wrapped(
-        *,
-        run_dir: str | None,
-        name: str,
-        node: int | None,
-        path: str,
-        log_level: str,
-        log_format: str,
-        **rest: Any,
-    ) -> Any:
-        if not path.startswith("/") or not path.strip("/"):
-            raise click.UsageError(f"--path {path!r}: expected a path such as /socket.io/")
-        shared = config.Common(
-            run_directory=run_directory(run_dir, name),
-            name=name,
-            node=config.node_number(node),
-            path=path,
-            log_level=log_level,
-            log_format=logs.resolve(log_format),
-        )
-        return command(common=shared, **rest)
-
-    result: Any = wrapped
-    for option in reversed(_COMMON):
-        result = option(result)
-    placed: F = place(result)
-    return placed
-
-
-def application(command: F) -> F:
-    """Add what says which application the workers run."""
-    command = click.option(
-        "--app-dir",
-        envvar="LIMPET_APP_DIR",
-        type=click.Path(exists=True, file_okay=False, path_type=Path),
-        default=".",
-        help="Where the application's module lies.  [default: here]",
-    )(command)
-    return click.argument("application", default=BUILT_IN, metavar="[MODULE:ATTRIBUTE]")(command)
-
-
-def api(command: F) -> F:
-    """Add the options of the API on TCP."""
-    command = click.option(
-        "--api-token-file",
-        envvar="LIMPET_API_TOKEN_FILE",
-        type=click.Path(path_type=Path),
-        metavar="FILE",
-        help="The bearer tokens of the API on TCP, one per line, mode 0600.",
-    )(command)
-    return click.option(
-        "--api",
-        envvar="LIMPET_API",
-        metavar="HOST:PORT",
-        help="Serve the API on TCP too; it is always on a socket in the run directory.",
-    )(command)
-
-
-def buckets(command: F) -> F:
-    """Add into how many parts the bus divides the rooms."""
-    return click.option(
-        "--buckets",
-        envvar="LIMPET_BUCKETS",
-        type=click.IntRange(1, 65_536),
-        default=1024,
-        show_default=True,
-        help="Parts of the bus that rooms are divided into; the same in the whole cluster.",
-    )(command)
-
-
-def linger(command: F) -> F:
-    """Add how long a worker keeps listening to a part of the bus it has no room in any more."""
-    return click.option(
-        "--linger",
-        envvar="LIMPET_LINGER",
-        type=click.FloatRange(0),
-        default=10.0,
-        show_default=True,
-        metavar="SECONDS",
-        help="How long a bus subscription outlives its last room.",
-    )(command)
-
-
-def health(command: F) -> F:
-    """Add the option of the health path."""
-    return click.option(
-        "--health-path",
-        envvar="LIMPET_HEALTH_PATH",
-        default="/healthz",
-        show_default=True,
-        metavar="PATH",
-        help="Answered on the public port for load balancers; empty for none.",
-    )(command)
+# --- what commands that ask have --------------------------------------------
 
 
 def as_json(command: F) -> F:
-    """Add ``--json``."""
-    return click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")(command)
+    """Add ``--json``; then errors are a document on stdout as well."""
+
+    def remember(_ctx: click.Context, _option: click.Parameter, value: bool) -> bool:
+        answer_as_json(value)
+        return value
+
+    return click.option(
+        "--json", "as_json", is_flag=True, callback=remember, help="As JSON, for programs."
+    )(command)
+
+
+def answer_as_json(asked: bool) -> None:
+    """Remember whether a program reads what the present command answers."""
+    click.get_current_context().meta[_JSON] = asked
+
+
+def answers_as_json(ctx: click.Context) -> bool:
+    """Return whether a program reads what a command answers."""
+    return bool(ctx.meta.get(_JSON))
+
+
+class Duration(click.ParamType[float]):
+    """A time as the settings take it: ``30``, ``1.5s``, ``250ms``, ``2min``; in seconds.
+
+    Args:
+        least: seconds that it has at least.
+    """
+
+    name = "duration"
+
+    def __init__(self, least: float = 0.0) -> None:
+        self._least = least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read what was typed."""
+        try:
+            found = seconds_of(value) if isinstance(value, str) else float(value)
+        except ValueError:
+            found = -1.0
+        if not self._least <= found <= LONGEST:
+            least = duration(self._least) if self._least else "0"
+            self.fail(
+                f"{value!r}: expected a duration from {least} to {duration(LONGEST)}, "
+                "such as 30 or 2min",
+                param,
+                ctx,
+            )
+        return found
 
 
 def timeout(command: F) -> F:
     """Add ``--timeout``."""
     return click.option(
         "--timeout",
-        type=click.FloatRange(0.01),
-        default=5.0,
+        type=Duration(0.01),
+        default="5s",
         show_default=True,
-        metavar="SECONDS",
         help="How long to wait for an answer.",
     )(command)

@@ -19,11 +19,14 @@ from urllib.parse import quote
 import msgspec
 from aiohttp import web
 
-from limpet_adapters.counters import count, counters
+from limpet_adapters.counters import counters
 from limpet_adapters.presence import Connection, Namespace, Room
+from limpet_adapters.rundir import RunDirectory
 from limpet_cluster.hub import models
 from limpet_cluster.hub.access import authentication
+from limpet_cluster.hub.actions import Actions
 from limpet_cluster.hub.members import Member, Members
+from limpet_cluster.hub.metrics import Metrics, count_request, measured
 from limpet_cluster.hub.presence import ROOMS_NAMED, HubPresence
 from limpet_cluster.hub.problems import Problem, problems
 from limpet_cluster.hub.queries import (
@@ -63,6 +66,8 @@ class ApiContext:
     bus: Callable[[], dict[str, int]]
     """Figures of the bus."""
     started_at: float
+    run: RunDirectory | None = None
+    """Where balancer and supervisor are found; None: their figures are not asked for."""
 
 
 class _Rooms(NamedTuple):
@@ -82,13 +87,21 @@ class Api:
         self.presence = context.presence
         self.index = context.presence.index
         self._loop = asyncio.get_running_loop()
+        self._started = False
+        """Whether everything has been ready once."""
 
     def application(self, tokens: tuple[bytes, ...] = ()) -> web.Application:
         """Return the aiohttp application; ``tokens`` are those that TCP clients may bear."""
-        app = web.Application(middlewares=[problems, authentication(tokens)], client_max_size=65536)
+        app = web.Application(
+            middlewares=[measured, problems, authentication(tokens)], client_max_size=65536
+        )
+        metrics = Metrics(self.context, self.context.run)
+        app.cleanup_ctx.append(metrics.running)
         app.on_response_prepare.append(self._sign)
         app.router.add_get("/livez", self.livez)
         app.router.add_get("/readyz", self.readyz)
+        app.router.add_get("/startupz", self.startupz)
+        app.router.add_get("/metrics", metrics.get)
         app.router.add_get("/v1/namespaces", self.namespaces)
         app.router.add_get("/v1/rooms", self.rooms)
         # Without a pattern of its own a part takes no braces, and names may have them.
@@ -98,6 +111,7 @@ class Api:
         app.router.add_get("/v1/connections/{socket_id:[^/]+}", self.connection)
         app.router.add_get("/v1/workers", self.workers)
         app.router.add_get("/v1/cluster", self.cluster)
+        Actions(self.context.members, self.context.number, self._worker).add_to(app.router)
         return app
 
     async def _sign(self, request: web.Request, response: web.StreamResponse) -> None:
@@ -105,14 +119,7 @@ class Api:
         response.headers["Server"] = "limpet"
         response.headers["Limpet-Node"] = quote(self.context.node)
         response.headers.setdefault("Cache-Control", "no-store")
-        resource = request.match_info.route.resource
-        route = resource.canonical if resource is not None else "none"
-        count(
-            "limpet_http_requests_total",
-            route=route,
-            method=request.method if request.method in {"GET", "HEAD"} else "other",
-            status=str(response.status),
-        )
+        count_request(request, response.status)
 
     # --- health ------------------------------------------------------------
 
@@ -122,10 +129,28 @@ class Api:
         return _json(models.Health())
 
     async def readyz(self, request: web.Request) -> web.Response:
-        """The bus is open and presence is complete; 503 before that."""
+        """The bus is open, presence complete, and some worker takes new sessions; else 503."""
+        return self._probe(request, self._checks())
+
+    async def startupz(self, request: web.Request) -> web.Response:
+        """Everything has been ready at some time; 503 before that, never after it."""
+        checks = self._checks()
+        return self._probe(request, dict.fromkeys(checks, True) if self._started else checks)
+
+    def _checks(self) -> dict[str, bool]:
+        members = self.context.members.living.values()
+        checks = {
+            "presence": self.presence.complete,
+            **self.context.checks(),
+            "workers": any(member.state == "ready" for member in members),
+        }
+        self._started = self._started or all(checks.values())
+        return checks
+
+    @staticmethod
+    def _probe(request: web.Request, checks: dict[str, bool]) -> web.Response:
         query = Query(request, ("verbose",))
         query.choice("verbose", ("", "true", "1"))
-        checks = {"presence": self.presence.complete, **self.context.checks()}
         missing = ", ".join(name for name, fine in checks.items() if not fine)
         if missing:
             raise Problem("starting", f"not ready: {missing}", (), {"Retry-After": "1"})
@@ -338,7 +363,7 @@ class Api:
     # --- the cluster -------------------------------------------------------
 
     async def workers(self, request: web.Request) -> web.Response:
-        """The workers of this host by slot, those included that ended without a successor."""
+        """The workers of this host by slot, those included that died without a successor."""
         Query(request, ())
         page = [self._worker(one) for one in self.context.members.everyone()]
         document = models.Page[models.WorkerItem](

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Callable
 from typing import Final
 
@@ -20,7 +21,7 @@ from limpet_adapters import buckets as topics
 from limpet_adapters import wire
 from limpet_adapters.bus_control import BusOpen, BusRepair, BusWelcome, BusWorkers, RepairRequest
 from limpet_adapters.control import ControlConnection, ControlError, Hello
-from limpet_adapters.counters import count
+from limpet_adapters.counters import count, observe
 from limpet_adapters.ring import RING_BYTES, RING_SECONDS, Published, Ring
 from limpet_adapters.rundir import RunDirectory, held_slots
 from limpet_cluster.hub.control import HubControl
@@ -132,6 +133,7 @@ class Forwarder:
         self._beat_number = 0
         self._beat_at = 0.0
         self._beat_bytes: dict[int, int] = {}  # what had been sent at each of the last beats
+        self._beat_times: dict[int, float] = {}  # and when
         # sockets
         self._loop = asyncio.get_running_loop()
         self._context: zmq.Context[zmq.Socket[bytes]] | None = None
@@ -292,6 +294,11 @@ class Forwarder:
             subscriber.heard_beat = body
             subscriber.heard_bytes = sent
             subscriber.heard_at = self._loop.time()
+            observe(
+                "limpet_bus_delivery_lag_seconds",
+                time.monotonic() - self._beat_times[body],
+                worker=f"w{subscriber.hello.slot}",
+            )
 
     def _find_deaf(self, now: float) -> None:
         for subscriber in list(self._subscribers.values()):
@@ -452,8 +459,10 @@ class Forwarder:
             self._ring.add(topic, frame)
             self._bytes += len(frame)
         self._beat_bytes[number] = self._bytes
+        self._beat_times[number] = time.monotonic()
         oldest = number - 4 * max(1, int(self._stall_after / self._beat_seconds))
         self._beat_bytes.pop(oldest, None)
+        self._beat_times.pop(oldest, None)
 
         self._ring.expire(now)
         if not hung:

@@ -13,7 +13,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Final, Literal
 
 import msgspec
@@ -21,6 +21,7 @@ from msgspec import Struct
 
 from limpet_adapters.control import ControlConnection, ControlError, Hello
 from limpet_adapters.counters import count
+from limpet_adapters.worker_control import Draining
 from limpet_cluster.hub.control import HubControl
 
 logger = logging.getLogger("limpet.hub")
@@ -39,6 +40,10 @@ class Figures(Struct, kw_only=True):
     """Open sessions by transport."""
     counters: dict[str, int] = {}
     """Its counters by full name (`limpet_adapters.counters`)."""
+    gauges: dict[str, float] = {}
+    """Its gauges by full name."""
+    histograms: list[tuple[str, tuple[float, ...], list[int], float]] = []
+    """Its histograms: full name, bounds, counts, sum."""
     loop_lag: float = 0.0
     """Seconds the event loop ran late, the worst of the last second."""
     rss: int = 0
@@ -52,14 +57,18 @@ class Member:
 
     __slots__ = (
         "connection",
+        "ending",
         "figures",
         "figures_at",
+        "former",
+        "goodbye",
         "hello",
         "lost",
         "pid",
         "pidfd",
         "started_at",
         "state",
+        "told_alone",
     )
 
     def __init__(self, hello: Hello, connection: ControlConnection, pidfd: int) -> None:
@@ -71,7 +80,15 @@ class Member:
         """None while a living worker has lost its control connection."""
         self.lost: asyncio.TimerHandle | None = None
         """Ends the wait for it to connect again; None while it is connected."""
+        self.former: Member | None = None
+        """Who ended in its slot before, as long as this one has not come up."""
         self.state: State = "starting"
+        self.goodbye = False
+        """Whether it ended in order: then nobody misses it."""
+        self.ending = False
+        """It said that it ends once its clients are gone."""
+        self.told_alone = False
+        """It knows that nobody takes its clients."""
         self.started_at = time.time()
         """When it first said hello; wall time, for display."""
         self.figures = Figures()
@@ -95,15 +112,31 @@ class Members:
     Args:
         control: whose connections are watched; a greeter and handlers are added to it.
         node: number of this host; a worker that names another is refused.
+        grace: seconds a living worker may be without control connection.
+        held_slots: returns the slots that processes hold: those of workers too that have yet to
+            find a hub that was restarted.
+        counts_deaths: whether nobody else counts the workers that died and were replaced.
     """
 
-    def __init__(self, control: HubControl, node: int, grace: float = LOST_GRACE) -> None:
+    def __init__(
+        self,
+        control: HubControl,
+        node: int,
+        grace: float = LOST_GRACE,
+        *,
+        held_slots: Callable[[], Collection[int]] = tuple,
+        counts_deaths: bool = False,
+    ) -> None:
         self.node = node
+        self._held_slots = held_slots
+        self._counts_deaths = counts_deaths
+        if counts_deaths:  # shown from the start, as `zeros` explains
+            count("limpet_worker_restarts_total", 0, reason="died")
         self.grace = grace
         self.living: dict[int, Member] = {}
         """Workers that live, by worker id."""
         self.departed: dict[int, Member] = {}
-        """The last one that ended in each slot nobody has taken since, by slot."""
+        """The last one that came up and ended in each slot nobody has taken since, by slot."""
         self.on_joined: list[Callable[[Member], None]] = []
         """Called with each worker that said hello, also when it did so before."""
         self.on_gone: list[Callable[[Member, bool], None]] = []
@@ -117,6 +150,7 @@ class Members:
         control.greeters.append(self._greet)
         control.on_lost.append(self._lost)
         control.handle("stats", self._stats)
+        control.handle("draining", self._draining)
         control.handle("bye", self._bye)
 
     def in_slot(self, slot: int) -> Member | None:
@@ -126,23 +160,32 @@ class Members:
                 return member
         return None
 
+    def others(self, member: Member) -> bool:
+        """Return whether some other worker takes clients, or will in a moment."""
+        return any(
+            other is not member and other.state in {"starting", "ready"}
+            for other in self.living.values()
+        )
+
     @property
     def lost(self) -> bool:
         """Some worker lives, but has no control connection now."""
         return any(member.connection is None for member in self.living.values())
 
-    def everyone(self) -> Iterable[Member]:
-        """Return the living workers and those that ended without a successor, by slot."""
-        return sorted(
-            [*self.living.values(), *self.departed.values()], key=lambda one: one.hello.slot
-        )
+    def everyone(self, *, left: bool = False) -> Iterable[Member]:
+        """Return the living workers and those that died without a successor, by slot.
+
+        Args:
+            left: those too that ended in order, whom nobody misses.
+        """
+        ended = [one for one in self.departed.values() if left or not one.goodbye]
+        return sorted([*self.living.values(), *ended], key=lambda one: one.hello.slot)
 
     def on_deaf(self, _connection: ControlConnection, hello: Hello, why: str) -> None:
         """End a worker that no longer reads the bus: by its pidfd, never by its pid."""
         member = self.living.get(hello.worker_id)
         if member is None or member.pidfd < 0:
             return
-        count("limpet_worker_restarts_total", reason="deaf")
         logger.error("%s (pid %d) does not read the bus: %s; killed", member.name, member.pid, why)
         try:
             signal.pidfd_send_signal(member.pidfd, signal.SIGKILL)
@@ -191,7 +234,11 @@ class Members:
                 # The slot's lock is another's now, so its earlier holder is dead or as good as.
                 self._end(holder, dead=True, why="its slot was taken")
             member = self.living[hello.worker_id] = Member(hello, connection, pidfd)
-            self.departed.pop(hello.slot, None)
+            former = member.former = self.departed.pop(hello.slot, None)
+            if former is not None:
+                former.figures = Figures()  # its totals have begun anew, and never come back
+                if not former.goodbye and self._counts_deaths:
+                    count("limpet_worker_restarts_total", reason="died")
             logger.info("%s (pid %d) is there", member.name, member.pid)
         else:
             self._release(member)
@@ -226,6 +273,7 @@ class Members:
         hello = connection.owner
         member = self.living.get(hello.worker_id) if isinstance(hello, Hello) else None
         if member is not None:
+            member.goodbye = True
             self._end(member, dead=True, why="it said bye")
 
     def _stats(self, connection: ControlConnection, body: object) -> None:
@@ -243,19 +291,68 @@ class Members:
         member.figures_at = time.monotonic()
         if figures.state is not None:
             member.state = figures.state
+            self._tell_alone()
+
+    def _draining(self, connection: ControlConnection, body: object) -> None:
+        hello = connection.owner
+        member = self.living.get(hello.worker_id) if isinstance(hello, Hello) else None
+        if member is None:
+            return
+        draining = msgspec.convert(body, Draining)
+        member.state = "draining"
+        member.ending = draining.ending
+        member.told_alone = False  # it may have been said to a connection that is gone
+        logger.info("%s (pid %d) is draining", member.name, member.pid)
+        self._tell_drainers(member)
+        self._tell_alone()
+
+    def _tell_drainers(self, newest: Member) -> None:
+        """Tell workers that drain how many they are, without those that are empty already."""
+        draining = [
+            member
+            for member in self.living.values()
+            if member.state == "draining"
+            and (member is newest or any(member.figures.sessions.values()))
+        ]
+        for member in draining if len(draining) > 1 else ():
+            if member.connection is not None:
+                member.connection.send("drainers", len(draining))
+
+    def _tell_alone(self) -> None:
+        """Tell workers that end when nobody is there to take their clients: they need not wait."""
+        if any(member.state in {"starting", "ready"} for member in self.living.values()):
+            return
+        untold = [
+            (member, member.connection)
+            for member in self.living.values()
+            if member.ending and not member.told_alone and member.connection is not None
+        ]
+        if not untold:
+            return
+        known = {member.hello.slot for member in self.living.values()} | self.departed.keys()
+        if not known.issuperset(self._held_slots()):
+            return  # somebody has yet to say who it is
+        for member, connection in untold:
+            member.told_alone = True
+            connection.send("alone", None)
 
     def _end(self, member: Member, *, dead: bool, why: str) -> None:
         if self.living.get(member.worker_id) is not member:
             return
         del self.living[member.worker_id]
         self._release(member)
+        # Who never came up has taken nobody's place: a spare with broken code is not missed.
+        left = member.former if member.state == "starting" else member
+        if left is not None:
+            self.departed[member.hello.slot] = left
         member.state = "gone"
-        self.departed[member.hello.slot] = member
+        member.former = None
         for told in self.on_gone:
             told(member, dead)
         connection, member.connection = member.connection, None
         if connection is not None:
             connection.close()
+        self._tell_alone()
         logger.info("%s (pid %d) is gone: %s", member.name, member.pid, why)
 
     def _release(self, member: Member) -> None:

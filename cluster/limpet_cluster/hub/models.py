@@ -157,6 +157,16 @@ class WorkerItem(Struct, kw_only=True):
     """How old sessions, lag, memory and counters are; None before the first."""
 
 
+class DrainDetail(Struct, kw_only=True):
+    """A worker that was told to drain, or not to any more."""
+
+    worker: WorkerItem
+    sessions_left: int
+    """As the worker counted them when it was told; the document of the worker is a second old."""
+    seconds_left: float
+    """Until the last of them is closed."""
+
+
 class NodeItem(Struct, kw_only=True):
     """One host."""
 

@@ -14,6 +14,8 @@ from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 from msgspec import UNSET, Struct, UnsetType
 
+from limpet_adapters.counters import count
+
 logger = logging.getLogger("limpet.api")
 
 TYPE_PREFIX: Final = "urn:limpet:problem:"
@@ -26,8 +28,11 @@ KINDS: Final[Mapping[str, tuple[int, str]]] = {
     "forbidden": (403, "Not allowed"),
     "not-found": (404, "There is no such thing"),
     "method-not-allowed": (405, "The resource does not have this method"),
+    "conflict": (409, "Not in the present state"),
     "payload-too-large": (413, "The request body is too large"),
     "internal-error": (500, "The server failed"),
+    "not-reachable": (503, "A worker does not answer"),
+    "no-answer": (504, "A worker took too long to answer"),
     "starting": (503, "Not ready yet"),
 }
 """Every type of problem: its status and title."""
@@ -146,6 +151,7 @@ class ProblemProtocol(RequestHandler):
             problem = Problem("internal-error", "see the hub's log")
         else:
             logger.debug("bad request: %s", message)
+            count("limpet_http_malformed_total")
             problem = Problem("bad-request", (message or "not understood").strip()[:500])
         response = problem.response(request, status)
         response.force_close()

@@ -7,7 +7,6 @@ that listens to them is there, and the API answers from the first instant on, ho
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import gc
 import importlib.metadata
 import logging
@@ -15,7 +14,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,19 +22,22 @@ from typing import Final
 
 from aiohttp import web
 
-from limpet_adapters.rundir import RunDirectory, RunDirectoryError, held_slots
-from limpet_cluster.hub.access import read_tokens
+from limpet_adapters.rundir import RoleLock, RunDirectory, held_slots
+from limpet_balancer.listening import describe, inherited
 from limpet_cluster.hub.api import Api, ApiContext
 from limpet_cluster.hub.control import HubControl
 from limpet_cluster.hub.forwarder import BEAT_SECONDS, Forwarder
 from limpet_cluster.hub.members import Members
 from limpet_cluster.hub.presence import HubPresence
 from limpet_cluster.hub.problems import ProblemServer
+from limpet_cluster.settings.tokens import read_tokens
 
 logger = logging.getLogger("limpet.hub")
 
 _LINE_LIMIT: Final = 65_536
 """Bytes of a request line: percent-encoding makes up to 12 of one character of a room's name."""
+_PASSED_NAME: Final = "api"
+"""What limpet-api.socket calls the socket it passes (FileDescriptorName=)."""
 
 
 class HubConfigError(ValueError):
@@ -63,6 +65,8 @@ class HubConfig:
     """File with the bearer tokens that are good there, one per line; needed with ``api_bind``."""
     stall_after: float = 15.0
     """Seconds after which a worker that does not read the bus is replaced."""
+    supervised: bool = True
+    """Whether our own supervisor runs the workers, and counts which ones it replaces."""
 
     def __post_init__(self) -> None:
         if not 0 < len(self.node_name) <= 255 or not self.node_name.isprintable():
@@ -99,32 +103,6 @@ def parse_bind(bind: str) -> tuple[str, int]:
     return match["v6"] or match["host"], int(match["port"])
 
 
-class HubLock:
-    """Makes a hub the only one of its run directory, until the process ends.
-
-    Raises:
-        RunDirectoryError: another hub is there.
-    """
-
-    def __init__(self, directory: RunDirectory) -> None:
-        path = directory.path / "hub.lock"
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(self._fd, 32, 0).decode("ascii", "replace").strip()
-            os.close(self._fd)
-            raise RunDirectoryError(
-                f"a hub runs in {directory.path} already (pid {holder or 'unknown'})"
-            ) from None
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-
-    def release(self) -> None:
-        """Let another hub in."""
-        os.close(self._fd)
-
-
 async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
     """Run a hub until it is cancelled, which is how signals end it (`child.run`).
 
@@ -136,15 +114,24 @@ async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
     Raises:
         RunDirectoryError: the run directory cannot be used, or another hub is there.
         TokenFileError: the token file cannot be used.
+        HubConfigError: a socket that was passed is not meant for a hub.
         OSError: the API's address cannot be bound.
     """
     tokens = () if config.api_token_file is None else read_tokens(config.api_token_file)
+    passed = passed_listeners()
     directory = RunDirectory(config.run_directory)
     async with AsyncExitStack() as stack:
-        lock = HubLock(directory)
+        for listener in passed:
+            stack.callback(listener.close)
+        lock = RoleLock(directory, "hub")
         stack.callback(lock.release)
         control = HubControl(directory.hub)
-        members = Members(control, config.node_number)
+        members = Members(
+            control,
+            config.node_number,
+            held_slots=lambda: held_slots(directory),
+            counts_deaths=not config.supervised,
+        )
         stack.callback(members.close)
         presence = HubPresence(control, members, config.node_name, lambda: held_slots(directory))
         stack.callback(presence.close)
@@ -176,10 +163,11 @@ async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
                 checks=checks,
                 bus=forwarder.stats,
                 started_at=time.time(),
+                run=directory,
             )
         )
         directory.api.unlink(missing_ok=True)  # an earlier hub may have left it
-        await _serve_api(stack, api.application(tokens), directory.api, config.api_bind)
+        await _serve_api(stack, api.application(tokens), directory.api, config.api_bind, passed)
         stack.push_async_callback(control.close)
         await control.start()
         stack.callback(_calm_collector())
@@ -192,8 +180,37 @@ async def run_hub(config: HubConfig, ready: Callable[[], None]) -> int:
     return 0
 
 
+def passed_listeners(environ: MutableMapping[str, str] = os.environ) -> list[socket.socket]:
+    """Take over the sockets on which systemd holds the API (``FileDescriptorName=api``).
+
+    Raises:
+        HubConfigError: one is not a unix socket, whose mode says who may connect; or has another
+            name.
+        BindError: one is no listening stream socket.
+    """
+    names = environ.get("LISTEN_FDNAMES", "")
+    listeners = inherited(environ)
+    strange = {name for name in names.split(":") if name not in ("", _PASSED_NAME)}
+    if listeners and strange:
+        raise HubConfigError(
+            f"sockets named {', '.join(sorted(strange))} were passed: "
+            f"expected FileDescriptorName={_PASSED_NAME}"
+        )
+    for listener in listeners:
+        if listener.family != socket.AF_UNIX:
+            raise HubConfigError(
+                f"{describe(listener)} was passed for the API: expected a unix socket; "
+                "for TCP there are --api and --api-token-file"
+            )
+    return listeners
+
+
 async def _serve_api(
-    stack: AsyncExitStack, application: web.Application, path: Path, bind: str | None
+    stack: AsyncExitStack,
+    application: web.Application,
+    path: Path,
+    bind: str | None,
+    passed: Sequence[socket.socket],
 ) -> None:
     runner = web.AppRunner(
         application,
@@ -201,6 +218,7 @@ async def _serve_api(
         handle_signals=False,
         shutdown_timeout=1.0,
         max_line_size=_LINE_LIMIT,
+        auto_decompress=False,  # no resource takes a compressed body
     )
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
@@ -212,6 +230,9 @@ async def _serve_api(
         await web.UnixSite(runner, str(path)).start()
     finally:
         os.umask(mask)
+    for listener in passed:
+        await web.SockSite(runner, listener).start()
+        logger.info("API on %s, held by systemd", describe(listener))
     if bind is not None:
         host, port = parse_bind(bind)
         site = web.TCPSite(runner, host, port)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from limpet_adapters.packet import EncodedPacket
     from limpet_worker.engineio.options import EngineOptions
     from limpet_worker.engineio.session import Session
+    from limpet_worker.engineio.traffic import Traffic
 
 logger = logging.getLogger("limpet.engineio")
 
@@ -40,6 +41,7 @@ class Flusher:
         "_call_soon",
         "_compact_at",
         "_held",
+        "_traffic",
         "bulk",
         "heavy",
         "hot",
@@ -47,9 +49,13 @@ class Flusher:
     )
 
     def __init__(
-        self, call_soon: Callable[[Callable[[], None]], object], options: EngineOptions
+        self,
+        call_soon: Callable[[Callable[[], None]], object],
+        options: EngineOptions,
+        traffic: Traffic,
     ) -> None:
         self._call_soon = call_soon
+        self._traffic = traffic
         self._bulk_slice = options.bulk_slice
         self.heavy = min(HEAVY, options.soft_limit, options.soft_packets * SLOT)
         """Weight of an outbox that is flushed at once, or judged when it cannot be."""
@@ -131,6 +137,7 @@ class Flusher:
     def _write_some(self, sessions: Iterator[Session]) -> bool:
         """Write until the end (True) or until one session's transport raises, which ends it."""
         session: Session | None = None
+        messages = size = 0  # of WebSockets
         try:
             for session in sessions:
                 out = session.out
@@ -139,7 +146,13 @@ class Flusher:
                 session.out = None
                 wire = session.wire
                 if wire is not None:
-                    wire.write(out if isinstance(out, bytes) else b"".join(out))
+                    if isinstance(out, bytes):
+                        messages += 1
+                    else:
+                        messages += len(out)
+                        out = b"".join(out)
+                    size += len(out)
+                    wire.write(out)
                 elif session.polling is not None:
                     session.polling.answer(out)
         except Exception:  # the others must not wait forever for what one did
@@ -150,6 +163,9 @@ class Flusher:
                 except Exception:
                     logger.exception("ending a session failed")
             return False
+        finally:
+            self._traffic.websocket_out += messages
+            self._traffic.websocket_bytes_out += size
         return True
 
     def _compact(self) -> None:

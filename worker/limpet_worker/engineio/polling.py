@@ -68,7 +68,10 @@ class PollingTransport:
         session = self.session
         if session is None:
             return False
-        packets, more = split(body, session.engine.options.max_payload_packets)
+        engine = session.engine
+        packets, more = split(body, engine.options.max_payload_packets)
+        engine.traffic.polling_in += len(packets)
+        engine.traffic.polling_bytes_in += len(body)
         ascii_only = body.isascii()
         for packet in packets:
             if not ascii_only and not _is_text(packet):
@@ -85,10 +88,18 @@ class PollingTransport:
         """Answer the GET that waits."""
         responder = self.responder
         self.responder = None
-        if self.session is not None:
-            self.session.blocked = True
+        messages = 1
+        if not isinstance(out, bytes):
+            messages = len(out)
+            out = SEPARATOR.join(out)
+        session = self.session
+        if session is not None:
+            session.blocked = True
+            traffic = session.engine.traffic
+            traffic.polling_out += messages
+            traffic.polling_bytes_out += len(out)
         if responder is not None:
-            responder.respond(out if isinstance(out, bytes) else SEPARATOR.join(out))
+            responder.respond(out)
 
     def release(self) -> None:
         """Answer a GET that waits, if there is one: with what is queued or with nothing at all."""

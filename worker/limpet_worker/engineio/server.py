@@ -9,13 +9,15 @@ from typing import Final, Literal
 
 import orjson
 
-from limpet_adapters.counters import count
+from limpet_adapters.counters import count, counters, histogram
 from limpet_adapters.identity import redact
 from limpet_worker.engineio.flush import Flusher
 from limpet_worker.engineio.options import EngineOptions
 from limpet_worker.engineio.polling import PollingTransport
 from limpet_worker.engineio.request import HandshakeRequest
-from limpet_worker.engineio.session import STATE_OPEN, STATE_OPENING, Session, Sink
+from limpet_worker.engineio.session import STATE_OPEN, STATE_OPENING, Session
+from limpet_worker.engineio.sink import Sink
+from limpet_worker.engineio.traffic import Traffic
 from limpet_worker.engineio.wheel import Timed, Wheel
 from limpet_worker.websocket.frames import TEXT, encode
 from limpet_worker.websocket.transport import connection_factory
@@ -24,6 +26,9 @@ logger = logging.getLogger("limpet.engineio")
 
 _SLICE: Final = 256
 """Timers that may fire before other work has its turn."""
+_ACCEPTED: Final = 'limpet_handshakes_total{result="ok"}'
+_LIFETIMES: Final = (1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0)
+"""Bounds of how long sessions last, in seconds."""
 _STALL: Final = 1.0
 """Seconds of a blocked loop after which what lies unread is read before deadlines are judged."""
 
@@ -51,11 +56,21 @@ class EngineServer:
         """Monotonic seconds."""
         self.sessions: dict[str, Session] = {}
         """By sid; also those that wait for a last poll (``session.closed`` is True then)."""
-        self.flusher = Flusher(self.loop.call_soon, options)
+        self.traffic = Traffic()
+        """What went through the sessions."""
+        self.flusher = Flusher(self.loop.call_soon, options, self.traffic)
+        self.session_seconds = histogram("limpet_session_duration_seconds", _LIFETIMES)
+        """How long sessions lasted."""
+        self.ping_rtt = histogram("limpet_ping_rtt_seconds")
+        """From a ping to its pong."""
         self.slow: set[Session] = set()
         """Sessions over a soft limit, or about to end for the hard one."""
         self.websockets = 0
         """Sessions that run over WebSocket."""
+        self.goodbyes: set[object] = set()
+        """WebSockets of sessions that are over, until their closing handshake is."""
+        self.on_fewer: Callable[[], None] | None = None
+        """Called with each session that is gone; None: nobody cares."""
         self._on_session = on_session
         self._new_id = new_id
         self._new_connection = connection_factory(self.loop)
@@ -134,7 +149,7 @@ class EngineServer:
         connection.connection_made(transport)
         transport.write(response)
         if not session.offer(connection):
-            count("limpet_upgrades_failed_total", reason="not wanted")
+            count("limpet_upgrades_total", result="not wanted")
             connection.close()
         else:
             connection.candidate_of = session
@@ -144,7 +159,8 @@ class EngineServer:
 
     def _begin(self, session: Session) -> None:
         self.sessions[session.sid] = session
-        session.deadline = self.clock() + self.options.ping_interval
+        now = session.opened_at = session.pinged_at = self.clock()
+        session.deadline = now + self.options.ping_interval
         self.arm(session, session.deadline)
         count("limpet_sessions_opened_total", transport=session.transport_name)
         try:
@@ -154,6 +170,7 @@ class EngineServer:
                 session.websocket.abort()  # even the 101 has not been sent
             session.fail("server error")
             raise
+        counters[_ACCEPTED] += 1
         if session.state == STATE_OPENING:
             session.state = STATE_OPEN
         if session.closed:
@@ -183,7 +200,7 @@ class EngineServer:
     def upgraded(self, session: Session) -> None:
         """Count a session that runs over WebSocket now."""
         self.websockets += 1
-        count("limpet_upgrades_total")
+        count("limpet_upgrades_total", result="ok")
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("session %s upgraded", redact(session.sid))
 
@@ -195,6 +212,8 @@ class EngineServer:
             self.websockets -= 1
         self.wheel.cancel(session)
         self.slow.discard(session)
+        if self.on_fewer is not None:
+            self.on_fewer()
 
     def end_slow(self, session: Session) -> None:
         """End a session that is over the hard limit, once nobody is in the middle of sending."""
@@ -246,9 +265,14 @@ class EngineServer:
     # --- ending ----------------------------------------------------------
 
     def close_all(self, reason: str = "server shutting down", *, discard: bool = False) -> None:
-        """Close every session; polls that wait are answered, WebSockets get a close frame."""
+        """Close every session so that its client comes back, see ``Session.send_away``; or leave
+        nothing of them, with ``discard``.
+        """
         for session in list(self.sessions.values()):
-            session.close(reason, discard=discard)
+            if discard:
+                session.close(reason, discard=True)
+            else:
+                session.send_away(reason)
 
     def stop(self) -> None:
         """Stop the timers; for the end of the process, after ``close_all``."""

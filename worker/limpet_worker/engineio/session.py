@@ -8,8 +8,9 @@ OPEN        messages flow                        UPGRADING, CLOSING, CLOSED
 UPGRADING   a WebSocket has probed; messages     OPEN: packet ``5`` (over WebSocket now), or the
             still flow by polling                WebSocket failed (still polling); CLOSING, CLOSED
 CLOSING     closed by us; the last packets wait  CLOSED: they and then the packet ``1`` were
-            for the client's next poll           fetched, or went over a WebSocket that had
-                                                 probed, or ``close_timeout``
+            for the client's next poll           fetched (``1`` unless it was sent away), or went
+                                                 over a WebSocket that had probed, or
+                                                 ``close_timeout``
 CLOSED      nothing is left but the object
 =========== ==================================== ================================================
 
@@ -25,7 +26,7 @@ transport's rules, or a poll was dropped), ``parse error`` (not a packet), ``pin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from limpet_adapters.counters import count
 from limpet_worker.engineio.flush import SLOT
@@ -48,6 +49,7 @@ from limpet_worker.engineio.payload import (
 )
 from limpet_worker.engineio.polling import PollingTransport
 from limpet_worker.engineio.request import HandshakeRequest
+from limpet_worker.engineio.sink import NO_SINK, Sink
 from limpet_worker.websocket.frames import BINARY, encode, message_frame, packet_frame
 
 if TYPE_CHECKING:
@@ -65,46 +67,10 @@ STATE_CLOSED: Final = 4
 
 _PING_FRAME: Final = b"\x81\x012"
 _DOOMED: Final = -1.0
-
-
-class Sink(Protocol):
-    """What sits on a session and takes what comes from the client."""
-
-    def on_text(self, data: bytes) -> None:
-        """Take a text message: valid UTF-8, without the packet type."""
-
-    def on_binary(self, data: bytes) -> None:
-        """Take a binary message."""
-
-    def on_upgrade(self) -> None:
-        """Know that the session runs over WebSocket now."""
-
-    def on_close(self, reason: str) -> None:
-        """Know that the session has ended. Called once, and nothing follows it.
-
-        Called within ``Session.close`` too, but never within a ``send`` or a broadcast.
-        """
-
-
-class _NoSink:
-    """Takes what nobody wants: before the application has a sink, and after the end."""
-
-    __slots__ = ()
-
-    def on_text(self, data: bytes) -> None:
-        pass
-
-    def on_binary(self, data: bytes) -> None:
-        pass
-
-    def on_upgrade(self) -> None:
-        pass
-
-    def on_close(self, reason: str) -> None:
-        pass
-
-
-_NO_SINK: Final = _NoSink()
+_COUNTED: Final = {
+    "ping timeout": "limpet_ping_timeouts_total",
+    "slow consumer": "limpet_slow_consumer_disconnects_total",
+}
 
 
 class Session:
@@ -116,8 +82,10 @@ class Session:
         "deadline",
         "engine",
         "grace",
+        "opened_at",
         "out",
         "over_since",
+        "pinged_at",
         "polling",
         "pong_due",
         "request",
@@ -139,7 +107,7 @@ class Session:
         """The session id: a bearer secret, not to be logged or shown."""
         self.request = request
         """The request that began the session."""
-        self.sink: Sink = _NO_SINK
+        self.sink: Sink = NO_SINK
         self.state = STATE_OPENING
         self.transport_name = transport_name
         """"polling" or "websocket"; stays what it was when the session ends."""
@@ -167,6 +135,8 @@ class Session:
         """Whether any packet still prolongs the wait for the pong (once for each ping)."""
         self.tick = 0
         """Where the session is on the timer wheel; the wheel's."""
+        self.opened_at = self.pinged_at = 0.0
+        """When it began, and when the last ping was sent."""
 
     @property
     def closed(self) -> bool:
@@ -238,9 +208,20 @@ class Session:
             return
         self.out = None
         if self.wire is not None:
-            self.wire.write(out if isinstance(out, bytes) else b"".join(out))
+            self._write(out)
         elif self.polling is not None:
             self.polling.answer(out)
+
+    def _write(self, out: bytes | list[bytes]) -> None:
+        traffic = self.engine.traffic
+        if isinstance(out, bytes):
+            traffic.websocket_out += 1
+        else:
+            traffic.websocket_out += len(out)
+            out = b"".join(out)
+        traffic.websocket_bytes_out += len(out)
+        if self.wire is not None:
+            self.wire.write(out)
 
     def unblock(self) -> None:
         """Go on writing: the transport can take something again."""
@@ -339,8 +320,11 @@ class Session:
     def pong(self) -> None:
         """Take a pong: the next ping is an interval from now."""
         engine = self.engine
+        now = engine.clock()
+        if self.pong_due:
+            engine.ping_rtt.observe(now - self.pinged_at)
         self.pong_due = self.grace = False
-        self.deadline = engine.clock() + engine.options.ping_interval
+        self.deadline = now + engine.options.ping_interval
 
     def expire(self) -> bool:
         """End the session if its pong is too late already; the wheel would a moment later."""
@@ -362,12 +346,16 @@ class Session:
         options = self.engine.options
         if now >= self.deadline:
             if state == STATE_CLOSING:
+                unsent = len(self.out) - 1 if isinstance(self.out, list) else 0
+                if unsent:
+                    count("limpet_packets_dropped_total", unsent, reason="never fetched")
                 self._forget()
                 return None
             if self.pong_due:
                 self.fail("ping timeout")
                 return None
             self.pong_due = self.grace = True
+            self.pinged_at = now
             # From when the ping was due: the wheel is a little late, the client's clock is not.
             late = 2 * self.engine.wheel.granularity
             self.deadline = max(self.deadline, now - late) + options.ping_timeout
@@ -410,7 +398,7 @@ class Session:
                 candidate.wire.write(frames_of(SEPARATOR.join(out[: out.index(CLOSE)])))
             self._forget()
         else:
-            count("limpet_upgrades_failed_total", reason="unexpected packet")
+            count("limpet_upgrades_total", result="unexpected packet")
             self.candidate_lost(candidate)
             candidate.close()
 
@@ -446,8 +434,12 @@ class Session:
 
     # --- ending ----------------------------------------------------------
 
-    def close(self, reason: str = "forced close", *, discard: bool = False) -> None:
+    def close(
+        self, reason: str = "forced close", *, discard: bool = False, code: int | None = None
+    ) -> None:
         """End the session; what was sent before still goes out, unless it is discarded.
+
+        A WebSocket gets a close frame with ``code``, or without one, as stock servers do it.
 
         ``sink.on_close(reason)`` is called before this returns. A client that polls but has no
         poll open just now finds its last packets at the next one, within ``close_timeout``.
@@ -464,22 +456,47 @@ class Session:
         polling = self.polling
         if self.wire is not None:
             if last:
-                self.wire.write(b"".join(last))
+                self._write(last)
         elif polling is not None and not discard and (last or polling.responder is None):
             # The close packet comes alone: stock clients act on it before they have handled the
             # messages of the same payload, and one that was told to leave would come back.
             if self.state != STATE_UPGRADING:
                 self._drop_candidate()  # one that has probed fetches the rest: polls are over
-            self.out = [*last, CLOSE]
-            self.blocked = True
-            self.state = STATE_CLOSING
-            self.deadline = self.engine.clock() + self.engine.options.close_timeout
-            self.engine.arm(self, self.deadline)
+            self._await_last_poll([*last, CLOSE])
             if polling.responder is not None:
                 polling.answer(self.last_poll())
             self._tell(reason)
             return
-        self._forget()
+        self._forget(code=code)
+        self._tell(reason)
+
+    def send_away(self, reason: str, code: int | None = None) -> None:
+        """End the session so that the client comes back: as `close`, but a poll never gets ``1``.
+
+        Stock Python clients that poll take that packet for the end they wanted themselves. Instead
+        the poll that waits, or the next one, is told that its session is unknown, and every client
+        connects anew then.
+        """
+        if self.state > STATE_UPGRADING:
+            return
+        polling = self.polling
+        if polling is None or self.state == STATE_UPGRADING:  # polls are over
+            self.close(reason, code=code)
+            return
+        out = self.out
+        if out is not None and polling.responder is None:
+            self._drop_candidate()
+            self._await_last_poll([*out, NOOP] if isinstance(out, list) else [out, NOOP])
+        elif out is not None:
+            self.out = None
+            polling.answer(out)
+            self._forget(NOOP)
+        else:
+            responder = polling.responder
+            polling.responder = None
+            self._forget()
+            if responder is not None:
+                responder.refuse()
         self._tell(reason)
 
     def fail(self, reason: str, answer: bytes = CLOSE) -> None:
@@ -494,9 +511,20 @@ class Session:
         if state != STATE_CLOSING:
             self._tell(reason)
 
+    def _await_last_poll(self, out: list[bytes]) -> None:
+        """Keep packets for the next poll: up to ``1``, which comes alone, or up to ``6``."""
+        self.out = out
+        self.blocked = True
+        self.state = STATE_CLOSING
+        self.deadline = self.engine.clock() + self.engine.options.close_timeout
+        self.engine.arm(self, self.deadline)
+
     def last_poll(self) -> bytes:
         """Return what a poll gets of a session that is CLOSING: the last packets, then the end."""
         out = self.out
+        if isinstance(out, list) and NOOP in out:
+            self._forget()
+            return SEPARATOR.join(out[: out.index(NOOP)])
         end = out.index(CLOSE) if isinstance(out, list) else 0
         if not isinstance(out, list) or not end:
             self._forget()
@@ -504,7 +532,7 @@ class Session:
         self.out = [CLOSE]
         return SEPARATOR.join(out[:end])
 
-    def _forget(self, answer: bytes = CLOSE) -> None:
+    def _forget(self, answer: bytes = CLOSE, code: int | None = None) -> None:
         """Let go of everything, so that no cycle of references is left.
 
         A poll that waits gets ``answer``, after everything else: the request behind it on its
@@ -517,7 +545,7 @@ class Session:
         websocket = self.websocket
         self.websocket = self.wire = None
         if websocket is not None:
-            websocket.close()
+            websocket.close(code)
         polling = self.polling
         self.polling = None
         self.engine.forget(self)
@@ -531,7 +559,11 @@ class Session:
             candidate.close()
 
     def _tell(self, reason: str) -> None:
-        count("limpet_sessions_closed_total", reason=reason)
+        engine = self.engine
+        count("limpet_sessions_closed_total", transport=self.transport_name, reason=reason)
+        engine.session_seconds.observe(engine.clock() - self.opened_at)
+        if reason in _COUNTED:
+            count(_COUNTED[reason])
         sink = self.sink
-        self.sink = _NO_SINK
+        self.sink = NO_SINK
         sink.on_close(reason)

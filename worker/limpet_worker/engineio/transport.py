@@ -21,6 +21,9 @@ class Responder(Protocol):
     def respond(self, payload: bytes) -> None:
         """Answer 200 with the payload; called once, possibly before ``poll`` returns."""
 
+    def refuse(self) -> None:
+        """Answer 400, the session is unknown; called once instead of ``respond``."""
+
 
 class WebSocket(Protocol):
     """A WebSocket, as the session sees it that runs over it or may change to it."""

@@ -175,6 +175,10 @@ class Connection(asyncio.Protocol):
         elif self._state != OVER:
             self._leave()
 
+    def give_back(self) -> bool:
+        """Go back to the balancer, unless a request is being answered (False)."""
+        raise NotImplementedError
+
     def abort(self) -> None:
         """Close the connection at once; unsent bytes are lost."""
         self._transport.abort()
@@ -384,7 +388,8 @@ class Connection(asyncio.Protocol):
         data = self._buffer
         try:
             _, used = body.feed(data)
-        except BadRequest:
+        except BadRequest as fault:
+            count("limpet_http_refused_total", reason=fault.reason)
             self._leave()
             return False
         self._buffer = data[used:]

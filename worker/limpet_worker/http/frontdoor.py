@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from limpet_worker.engineio.server import EngineServer
     from limpet_worker.http.connection import Connection
     from limpet_worker.http.files import File
-    from limpet_worker.http.site import Site
+    from limpet_worker.http.routes import Site
 
 __all__ = ["Doorway", "FrontDoor", "Migrator"]
 
@@ -88,6 +88,9 @@ class Doorway:
         self.parse = HeadParser().parse
         self.date = b""
         """The ``Date`` line of answers, at most a second old."""
+
+        self.draining = False
+        """Requests that would open a session go back to the balancer: others take them."""
 
         self.requests = 0
         """Requests whose head was read, whoever answered."""
@@ -188,6 +191,18 @@ class Doorway:
         for server in servers:
             server.close()
 
+    def give_back(self, most: int) -> int:
+        """Give idle connections back to the balancer, so many at a time; return how many are here.
+
+        For the end of a worker: the next request on them may be on its way.
+        """
+        given = 0
+        for door in list(self._doors):
+            given += door.give_back()
+            if given >= most:
+                break
+        return len(self._doors) + len(self._adopting)
+
     async def close(self) -> None:
         """Accept no more connections and close those that belong to nobody else.
 
@@ -209,6 +224,11 @@ class Doorway:
     def connections(self) -> int:
         """Connections that are here: idle, polling, or with the site; no WebSockets."""
         return len(self._doors)
+
+    @property
+    def arriving(self) -> int:
+        """Connections handed over whose first request has not been looked at."""
+        return len(self._adopting)
 
     def descriptors(self) -> list[int]:
         """Return the descriptors of all clients' connections, for `close_in_forks`.

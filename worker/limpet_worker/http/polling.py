@@ -17,10 +17,11 @@ from urllib.parse import unquote
 
 from limpet_adapters.counters import count
 from limpet_adapters.identity import address_of, redact
+from limpet_worker import running
 from limpet_worker.engineio.request import HandshakeRequest
 from limpet_worker.http import answers, checks
 from limpet_worker.http.checks import Refusal
-from limpet_worker.http.connection import BODY, BUSY, MOVE, OVER, Connection
+from limpet_worker.http.connection import BODY, BUSY, HEAD, MOVE, OVER, Connection
 from limpet_worker.http.moving import hand_back
 from limpet_worker.http.request import (
     BadRequest,
@@ -124,6 +125,7 @@ class FrontDoor(Connection):
                 session = self._find(sid, head)
                 if session is None:
                     if self._belongs_elsewhere(sid):
+                        count("limpet_unknown_sid_total", action="forwarded")
                         self._start_move()
                         return
                     refusal = checks.UNKNOWN_SID
@@ -131,7 +133,7 @@ class FrontDoor(Connection):
                     refusal = checks.check_session(head, query, session.transport_name, upgrading)
             else:
                 refusal = checks.check_handshake(head, query, upgrading)
-                if refusal is None and not self._first and doorway.migrator is not None:
+                if refusal is None and doorway.migrator is not None and self._is_placed_anew():
                     self._start_move()
                     return
         self._drop_head(end)
@@ -169,6 +171,10 @@ class FrontDoor(Connection):
 
     def _refuse(self, refusal: Refusal, websocket: bool, sid: str | None = None) -> None:
         count("limpet_requests_refused_total", reason=refusal.name)
+        if not sid:
+            count("limpet_handshakes_total", result=refusal.name)
+        elif refusal is checks.UNKNOWN_SID:
+            count("limpet_unknown_sid_total", action="rejected")
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("refused: %s (sid %s)", refusal.name, redact(sid) if sid else "none")
         if websocket:
@@ -192,6 +198,7 @@ class FrontDoor(Connection):
         if upgrading:
             fault = handshake_fault(head.headers)
             if fault:
+                count("limpet_handshakes_total", result=f"websocket {fault}")
                 self._refuse_handshake(fault)
                 return
         doorway = self._doorway
@@ -209,6 +216,7 @@ class FrontDoor(Connection):
         if allow is None:
             self._open(request, upgrading)
             return
+        running.SOCKET.set(None)  # sessions of several clients may share a connection
         try:
             verdict = allow(request)
         except Exception:  # the app's own
@@ -258,6 +266,7 @@ class FrontDoor(Connection):
             return
         engine = doorway.engine
         if engine.full:
+            count("limpet_handshakes_total", result="full")
             self._refuse_unavailable("full", "Too many sessions", websocket=upgrading)
             return
         try:
@@ -272,6 +281,7 @@ class FrontDoor(Connection):
         except Exception:  # the app's connect code
             logger.exception("a session could not be opened")
             if self._state == OVER:
+                count("limpet_handshakes_total", result=checks.APP_FAILURE.name)
                 self.abort()
             else:
                 self._refuse(checks.APP_FAILURE, upgrading)
@@ -294,7 +304,7 @@ class FrontDoor(Connection):
         """Let a GET wait for packets; it may be answered before this returns."""
         polling = session.polling
         if polling is None:
-            self._refuse(checks.TRANSPORT_MISMATCH, websocket=False)
+            self._refuse(checks.TRANSPORT_MISMATCH, False, session.sid)
             return
         self._state = BUSY
         self._session = session
@@ -311,11 +321,17 @@ class FrontDoor(Connection):
         lines = self._response_lines()
         self._answer(answers.poll(payload, lines, self._head, self._doorway.compress_from))
 
+    def refuse(self) -> None:
+        """Refuse the GET that waits: its session is no more, and its client shall connect anew."""
+        session, self._session = self._session, None
+        if self._state == BUSY and session is not None:
+            self._refuse(checks.UNKNOWN_SID, False, session.sid)
+
     def _post(self, head: Head, session: Session) -> None:
         """Take a POST: its body is given to the session when it is whole."""
         polling = session.polling
         if polling is None:
-            self._refuse(checks.TRANSPORT_MISMATCH, websocket=False)
+            self._refuse(checks.TRANSPORT_MISMATCH, False, session.sid)
             return
         if polling.poster is not None:
             other = polling.poster
@@ -388,7 +404,7 @@ class FrontDoor(Connection):
     def _posted(self, session: Session, body: bytes) -> None:
         polling = session.polling
         if polling is None:  # upgraded while the body came
-            self._refuse(checks.TRANSPORT_MISMATCH, websocket=False)
+            self._refuse(checks.TRANSPORT_MISMATCH, False, session.sid)
         elif polling.post(body):
             self._answer(answers.posted(self._response_lines()))
         else:
@@ -414,6 +430,7 @@ class FrontDoor(Connection):
         """Give the connection to a session that changes over to WebSocket."""
         fault = handshake_fault(head.headers)
         if fault:
+            count("limpet_upgrades_total", result=f"websocket {fault}")
             self._refuse_handshake(fault)
             return
         engine = self._doorway.engine
@@ -440,6 +457,32 @@ class FrontDoor(Connection):
         if migrator is None or address_of(sid) is None or migrator.owns(sid):
             return False
         return not (self._first and (self._final or self._hops >= MAX_HOPS))
+
+    def _is_placed_anew(self) -> bool:
+        """Say whether a request that would open a session is the balancer's to place."""
+        if self._first:  # as it has just been; but it may have crossed our word that we drain
+            return self._doorway.draining and self._hops < MAX_HOPS
+        return True
+
+    def give_back(self) -> bool:
+        """Give the connection back, unless a request is being answered (False).
+
+        To close it instead could cut off the next request, which may be on its way.
+        """
+        transport = self._transport
+        if self._state != HEAD or transport.is_closing() or transport.get_write_buffer_size():
+            return False
+        if transport.is_reading():
+            transport.pause_reading()
+        hops = self._hops if self._first else 0
+        doorway = self._doorway
+        if hand_back(doorway.migrator, transport, self._buffer, self._client_address(), hops):
+            doorway.moved += 1
+            self._vacate()
+            transport.abort()
+        else:
+            self._leave()
+        return True
 
     def _start_move(self) -> None:
         """Send connection and request elsewhere, as soon as what was written has left."""

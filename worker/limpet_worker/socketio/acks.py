@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
+from limpet_adapters.counters import count
 from limpet_worker.socketio.errors import AckTimeout, Disconnected
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ async def ask(
     if acks is None:
         acks = socket.acks = {}
     id_ = socket.nsp.next_ack_id()
+    meter = socket.nsp.meter
+    meter.acks_pending += 1
     # A future and not an event per socket: it exists only while somebody waits.
     answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
     acks[id_] = answer
@@ -38,9 +41,11 @@ async def ask(
         async with asyncio.timeout(seconds):
             values = await answer
     except TimeoutError:
+        count("limpet_ack_timeouts_total")
         raise AckTimeout(f"no acknowledgement of {arguments[0]!r} within {seconds} s") from None
     finally:
         acks.pop(id_, None)
+        meter.acks_pending -= 1
         # It holds the exception, whose traceback holds this frame: a cycle around the socket.
         del answer
     if len(values) == 1:

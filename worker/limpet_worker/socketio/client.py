@@ -10,6 +10,7 @@ from orjson import JSONDecodeError
 
 from limpet_adapters.counters import count
 from limpet_adapters.identity import redact
+from limpet_worker import running
 from limpet_worker.socketio.errors import ConnectionRefused, PacketError
 from limpet_worker.socketio.handlers import settle, was_cancelled
 from limpet_worker.socketio.packet import (
@@ -77,6 +78,24 @@ class Client:
         others = list(self._others.values()) if self._others else []
         return others if self.root is None else [self.root, *others]
 
+    @property
+    def busy(self) -> bool:
+        """Whether to end it now would cut something off: a handler, a connection in the making."""
+        if self._connecting or self._partial is not None:
+            return True
+        root = self.root
+        others = self._others
+        if root is not None and root.busy:
+            return True
+        if not others:
+            return root is None  # it has connected to no namespace yet
+        return any(socket.busy for socket in others.values())
+
+    @property
+    def asked(self) -> bool:
+        """Whether the app waits for an acknowledgement of its."""
+        return any(socket.acks for socket in self.sockets)
+
     # --- the Engine.IO session calls --------------------------------------
 
     def on_text(self, data: bytes) -> None:
@@ -136,6 +155,7 @@ class Client:
     def on_close(self, reason: str) -> None:
         """End all sockets: the session has ended."""
         self._end(reason)
+        running.forget()
 
     # --- packets ----------------------------------------------------------
 
@@ -179,15 +199,18 @@ class Client:
             self.refuse("connected to the namespace already")
             return
         if len(name) > _LONGEST_NAME and name not in self.server.namespaces:
+            count("limpet_connections_refused_total", reason="long namespace")
             self._say_no(name, "Invalid namespace")
             return
         if len(self._others or ()) + len(connecting or ()) >= self.server.max_namespaces:
+            count("limpet_connections_refused_total", reason="too many namespaces")
             self._say_no(name, "Too many namespaces")
             return
         namespace = self.server.namespaces.get(name)
         if namespace is not None and namespace.is_ready and not namespace.middlewares:
             self._welcome(self._socket(namespace, auth))
         elif namespace is None and not self.server.parents:
+            count("limpet_connections_refused_total", reason="unknown namespace")
             self._say_no(name, "Invalid namespace")
         else:
             if connecting is None:
@@ -198,14 +221,17 @@ class Client:
     async def _admit(self, name: str, auth: dict[str, Any] | None) -> None:
         """Find or make the namespace, ask its middlewares, then welcome the client or not."""
         namespace = None
+        running.SOCKET.set(None)  # of this connection another socket may be in the context
         try:
             namespace = await self.server.find_namespace(name, auth or {})
             if namespace is None:
+                count("limpet_connections_refused_total", reason="unknown namespace")
                 self._say_no(name, "Invalid namespace")
                 return
             socket = self._socket(namespace, auth)
-            for middleware in list(namespace.middlewares):
-                await settle(middleware.call(socket))
+            running.SOCKET.set(socket)
+            for handler in list(namespace.middlewares):
+                await settle(handler.call(socket))
                 if self._ended:
                     return
                 if socket.gone:  # it was disconnected: another way to refuse it

@@ -14,8 +14,8 @@ from limpet_adapters.packet import EncodedPacket
 from limpet_worker.socketio.broadcast import Broadcasting, BroadcastOperator
 from limpet_worker.socketio.errors import NotStarted
 from limpet_worker.socketio.handlers import ANY, F, Handler, Handlers, settle
+from limpet_worker.socketio.listeners import without
 from limpet_worker.socketio.packet import decode, encode_connect, encode_event, prefix
-from limpet_worker.socketio.socket import without
 
 if TYPE_CHECKING:
     from limpet_worker.socketio.server import Server
@@ -181,6 +181,7 @@ class Namespace(Registry):
         "_retired",
         "entering",
         "is_ready",
+        "meter",
         "next_ack_id",
         "parent",
         "prefix",
@@ -194,6 +195,8 @@ class Namespace(Registry):
         """What stands for the namespace in packets."""
         self.parent = parent
         """The dynamic namespace that made it, None for one that the app named."""
+        self.meter = server.meter(name if parent is None else parent.label)
+        """Counts what happens here."""
         self.next_ack_id = itertools.count().__next__
         self.watched_sockets = 0
         """Sockets with catch-all listeners of their own for what is sent."""
@@ -236,6 +239,12 @@ class Namespace(Registry):
             NotStarted: the server does not run.
         """
         return self.adapter.sockets
+
+    @property
+    def occupancy(self) -> tuple[int, int]:
+        """How many sockets of this worker are here, and how many rooms they are in."""
+        adapter = self._adapter
+        return (0, 0) if adapter is None else (len(adapter.sockets), len(adapter.rooms))
 
     def open(self, adapter: Adapter) -> None:
         """Begin to work with an adapter."""
@@ -332,6 +341,14 @@ class Namespace(Registry):
             NotStarted: the server does not run.
             TypeError: an argument that cannot be sent.
         """
+        tracing = self.server.tracing
+        if tracing is None:
+            self.send_now(arguments, options)
+        else:
+            tracing.broadcast(self, arguments, options)
+
+    def send_now(self, arguments: tuple[object, ...], options: BroadcastOptions) -> None:
+        """Send an event as ``broadcast`` does, in no span."""
         packet = encode_event(self.prefix, arguments)
         if isinstance(packet, bytes):
             packet = EncodedPacket(packet)
@@ -344,7 +361,10 @@ class Namespace(Registry):
         """Put a broadcast into the outbox of each local socket it is for; the adapter calls it."""
         if self.outgoing or self.watched_sockets:
             self._show(members, packet)
-        self.server.broadcast_to_sessions([socket.session for socket in members], packet, volatile)
+        sessions = [socket.session for socket in members]
+        self.meter.events_out += len(sessions)
+        self.server.fanout.observe(len(sessions))
+        self.server.broadcast_to_sessions(sessions, packet, volatile)
 
     def _show(self, members: Collection[Socket], packet: EncodedPacket) -> None:
         """Show a broadcast to the catch-all listeners; from another worker it comes encoded."""
@@ -364,12 +384,14 @@ class ParentNamespace(Registry):
     the operators reach the sockets of all children that this worker has.
     """
 
-    __slots__ = ("_matches", "children")
+    __slots__ = ("_matches", "children", "label")
 
     def __init__(self, server: Server, rule: re.Pattern[str] | Predicate) -> None:
         super().__init__(server, rule.pattern if isinstance(rule, re.Pattern) else repr(rule))
         self._matches = rule
         self.children: dict[str, Namespace] = {}
+        self.label = rule.pattern if isinstance(rule, re.Pattern) else _function_name(rule)
+        """What stands for all children in the figures."""
 
     def __repr__(self) -> str:
         return f"<ParentNamespace {self.name}>"
@@ -391,6 +413,11 @@ class ParentNamespace(Registry):
         """Send an event, its name first, to the chosen sockets of each child."""
         for child in list(self.children.values()):
             child.broadcast(arguments, options)
+
+
+def _function_name(rule: Predicate) -> str:
+    name: str = getattr(rule, "__qualname__", type(rule).__qualname__)
+    return name
 
 
 def namespace_name(name: str) -> str:

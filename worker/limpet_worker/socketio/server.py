@@ -6,35 +6,35 @@ import asyncio
 import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, overload
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, overload
 
-from limpet_adapters.contract import Adapter, Deliver
-from limpet_adapters.memory import MemoryAdapter
+from limpet_adapters.counters import histogram
 from limpet_adapters.packet import EncodedPacket
 from limpet_worker.engineio.options import TRANSPORTS, EngineOptions
 from limpet_worker.engineio.server import EngineServer
-from limpet_worker.errors import OptionError
 from limpet_worker.http.cookie import cookie_line
 from limpet_worker.http.cors import CorsOptions, OriginFunction, Origins
-from limpet_worker.presence import Presence, PresenceSource
+from limpet_worker.presence import Presence
 from limpet_worker.socketio.broadcast import Broadcasting, BroadcastOperator
+from limpet_worker.socketio.checks import flag, seconds, whole
 from limpet_worker.socketio.client import Client
+from limpet_worker.socketio.context import PresenceSink, WorkerContext
 from limpet_worker.socketio.errors import NotStarted
 from limpet_worker.socketio.handlers import F, Handler, Handlers, Tasks, settle
-from limpet_worker.socketio.namespace import (
-    Namespace,
-    ParentNamespace,
-    Predicate,
-    namespace_name,
-)
+from limpet_worker.socketio.meter import FANOUT, Meter
+from limpet_worker.socketio.namespace import Namespace, ParentNamespace, Predicate, namespace_name
 from limpet_worker.socketio.packet import MAX_ATTACHED_BYTES, MAX_ATTACHMENTS
 
 if TYPE_CHECKING:
     from aiohttp import web
+    from opentelemetry.metrics import MeterProvider
+    from opentelemetry.trace import TracerProvider
 
     from limpet_worker.engineio.session import Session
     from limpet_worker.socketio.socket import Socket
+    from limpet_worker.tracing import Tracing
 
 logger = logging.getLogger("limpet.socketio")
 
@@ -43,45 +43,6 @@ SERVER_EVENTS: Final = frozenset(("bus_gap", "client_error", "new_namespace"))
 be called by an event of that name."""
 
 _GRACE: Final = 5.0
-
-
-class PresenceSink(Protocol):
-    """Where a worker reports who is connected and in which rooms; own rooms are not reported."""
-
-    def connected(
-        self, namespace: str, socket_id: str, user: object, transport: str, at: float
-    ) -> None:
-        """Hear of a new socket; ``at`` is in seconds since 1970, for display."""
-
-    def disconnected(self, namespace: str, socket_id: str) -> None:
-        """Hear that a socket is gone, and out of its rooms."""
-
-    def joined(self, namespace: str, socket_id: str, room: str) -> None:
-        """Hear that a socket entered a room."""
-
-    def left(self, namespace: str, socket_id: str, room: str) -> None:
-        """Hear that a socket left a room."""
-
-    def changed(
-        self, namespace: str, socket_id: str, *, user: object = None, transport: str | None = None
-    ) -> None:
-        """Hear of a new user or transport of a socket; None: unchanged."""
-
-
-@dataclass(slots=True, kw_only=True)
-class WorkerContext:
-    """What a worker gives to the server that it runs."""
-
-    new_id: Callable[[], str]
-    """Makes session ids and socket ids."""
-    adapter: Callable[[str, Deliver], Adapter] = MemoryAdapter
-    """Makes the adapter of a namespace."""
-    presence: PresenceSink | None = None
-    """None: nobody wants to know who is there."""
-    presence_source: PresenceSource | None = None
-    """Asks the hub who is where."""
-    name: str = "worker"
-    """Name of the worker, for display."""
 
 
 class Server(Broadcasting):
@@ -190,15 +151,15 @@ class Server(Broadcasting):
         )
         """Options of the Engine.IO layer."""
         cookie_line(cookie)  # checks the attributes
-        self.serve_client = _flag("serve_client", serve_client)
+        self.serve_client = flag("serve_client", serve_client)
         """Whether whoever runs the server serves the client for browsers too."""
-        self.connect_timeout = _seconds("connect_timeout", connect_timeout)
-        self.max_attachments = _whole("max_attachments", max_attachments)
-        self.max_attached_bytes = _whole("max_attached_bytes", max_attached_bytes)
-        self.max_namespaces = _whole("max_namespaces", max_namespaces)
-        self.max_pending_events = _whole("max_pending_events", max_pending_events)
-        self.ordered = _flag("ordered", ordered)
-        self.cleanup_empty_child_namespaces = _flag(
+        self.connect_timeout = seconds("connect_timeout", connect_timeout)
+        self.max_attachments = whole("max_attachments", max_attachments)
+        self.max_attached_bytes = whole("max_attached_bytes", max_attached_bytes)
+        self.max_namespaces = whole("max_namespaces", max_namespaces)
+        self.max_pending_events = whole("max_pending_events", max_pending_events)
+        self.ordered = flag("ordered", ordered)
+        self.cleanup_empty_child_namespaces = flag(
             "cleanup_empty_child_namespaces", cleanup_empty_child_namespaces
         )
         self.namespaces: dict[str, Namespace] = {}
@@ -222,7 +183,45 @@ class Server(Broadcasting):
         all wait equally long."""
         self._timer: asyncio.TimerHandle | None = None
         """For the first of these; None when there is none."""
+        self._meters: dict[str, Meter] = {}
+        """By the label of namespaces."""
+        self.fanout = histogram("limpet_broadcast_fanout", FANOUT)
+        """For how many local sockets broadcasts were."""
+        self.tracing: Tracing | None = None
+        """Makes spans and OpenTelemetry's metrics; None unless ``instrument`` was called."""
+        self._new_client: Callable[[Session], Client] = partial(Client, self)
         self._root = self.of("/")
+
+    def override(
+        self,
+        *,
+        ping_interval: float | None = None,
+        ping_timeout: float | None = None,
+        max_sessions: int | None = None,
+        max_http_buffer_size: int | None = None,
+    ) -> None:
+        """Put an operator's values over the application's, before the server starts.
+
+        Args:
+            ping_interval: None, here as below: what the application says stays.
+            ping_timeout: see the constructor.
+            max_sessions: see the constructor.
+            max_http_buffer_size: see the constructor.
+
+        Raises:
+            OptionError: a value that cannot be.
+            RuntimeError: the server runs already: its sessions were told the old values.
+        """
+        if self._context is not None:
+            raise RuntimeError("override() works before the server starts")
+        given = {
+            "ping_interval": ping_interval,
+            "ping_timeout": ping_timeout,
+            "max_sessions": max_sessions,
+            "max_http_buffer_size": max_http_buffer_size,
+        }
+        changed: dict[str, Any] = {key: one for key, one in given.items() if one is not None}
+        self.options = replace(self.options, **changed)
 
     # --- what an app registers --------------------------------------------
 
@@ -251,6 +250,16 @@ class Server(Broadcasting):
             raise NotStarted("the server has not been started")
         return self._engine
 
+    @property
+    def engine_or_none(self) -> EngineServer | None:
+        """The Engine.IO server below; None before the first start."""
+        return self._engine
+
+    @property
+    def running(self) -> int:
+        """Coroutines of handlers that run now."""
+        return 0 if self._engine is None else len(self.tasks.running)
+
     @overload
     def of(self, name: str) -> Namespace: ...
     @overload
@@ -276,6 +285,7 @@ class Server(Broadcasting):
             namespace = self._make(name, None)
         else:
             namespace.parent = None  # the app knows it by name: it stays
+            namespace.meter = self.meter(name)
         return namespace
 
     @overload
@@ -355,6 +365,40 @@ class Server(Broadcasting):
         """
         self._hooks.add(Handler("shutdown", hook))
         return hook
+
+    def instrument(
+        self,
+        *,
+        tracer_provider: TracerProvider | None = None,
+        meter_provider: MeterProvider | None = None,
+        accept_traceparent: bool = False,
+    ) -> None:
+        """Make spans and metrics through OpenTelemetry; call it before the server starts.
+
+        Spans: ``connect``, ``receive {event}``, ``emit {event}`` of broadcasts, ``disconnect``.
+        Where they go is set up by the application, as with any library that is instrumented.
+
+        Args:
+            tracer_provider: None: the global one.
+            meter_provider: None: the global one.
+            accept_traceparent: whether a client may say, with ``traceparent`` in its ``auth`` or
+                its headers, which trace its connect belongs to. Only for clients that you trust:
+                they choose trace ids, and that spans are sampled.
+
+        Raises:
+            ImportError: the OpenTelemetry API is not installed.
+            RuntimeError: the server runs.
+        """
+        if self._context is not None:
+            raise RuntimeError("instrument() is for before the server starts")
+        try:
+            from limpet_worker.tracing import Tracing  # noqa: PLC0415 - an optional dependency
+        except ImportError as error:
+            raise ImportError(
+                "instrument() needs OpenTelemetry: pip install 'limpet[otel]'"
+            ) from error
+        self.tracing = Tracing(self, tracer_provider, meter_provider, accept_traceparent)
+        self._new_client = self.tracing.client
 
     @property
     def sockets(self) -> Mapping[str, Socket]:
@@ -491,10 +535,22 @@ class Server(Broadcasting):
             namespace.open(self._context.adapter(name, namespace.deliver))
         return namespace
 
+    def meter(self, label: str) -> Meter:
+        """Return what counts for the namespaces of a label."""
+        found = self._meters.get(label)
+        if found is None:
+            found = self._meters[label] = Meter(label)
+        return found
+
+    @property
+    def meters(self) -> Collection[Meter]:
+        """All of them."""
+        return self._meters.values()
+
     # --- clients ----------------------------------------------------------
 
     def _on_session(self, session: Session) -> Client:
-        client = Client(self, session)
+        client = self._new_client(session)
         if self._context is None:
             session.close("server shutting down")
         else:
@@ -529,10 +585,7 @@ class Server(Broadcasting):
             client.time_out()
 
     def broadcast_to_sessions(
-        self,
-        sessions: Collection[Session],
-        packet: EncodedPacket,
-        volatile: bool,
+        self, sessions: Collection[Session], packet: EncodedPacket, volatile: bool
     ) -> None:
         """Put a packet into the outboxes of sessions."""
         self._flush(sessions, packet, volatile)
@@ -543,22 +596,3 @@ async def _guard(handler: Handler, coroutine: Any) -> None:
         await coroutine
     except Exception as error:  # noqa: BLE001 - the app's
         handler.failed("server", error)
-
-
-def _seconds(name: str, value: Any) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not number or not 0.001 <= value <= 86_400:
-        raise OptionError(f"{name}={value!r}: expected seconds from 0.001 to 86400")
-    return float(value)
-
-
-def _whole(name: str, value: Any) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise OptionError(f"{name}={value!r}: expected a whole number of at least 1")
-    return value
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise OptionError(f"{name}={value!r}: expected True or False")
-    return value

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import TYPE_CHECKING, Any, Final, overload
+from collections.abc import Awaitable, Collection, Iterable
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Final
 
 from limpet_adapters.contract import JOINED, BroadcastOptions, Joined
 from limpet_adapters.counters import count
+from limpet_worker import running
 from limpet_worker.socketio.acks import answered, ask, give_up
 from limpet_worker.socketio.broadcast import (
     EMITTED,
@@ -21,15 +24,14 @@ from limpet_worker.socketio.broadcast import (
 )
 from limpet_worker.socketio.errors import ConnectionRefused
 from limpet_worker.socketio.handlers import (
-    ANY,
-    F,
     Handler,
-    Handlers,
     is_coroutine,
     settle,
     was_cancelled,
 )
 from limpet_worker.socketio.handshake import Handshake
+from limpet_worker.socketio.listeners import Listening
+from limpet_worker.socketio.meter import QUICK
 from limpet_worker.socketio.packet import encode_ack, encode_disconnect, encode_event
 from limpet_worker.socketio.unicast import SocketOperator
 
@@ -47,25 +49,13 @@ _GONE: Final = 3
 
 _NO_ROOMS: Final[frozenset[str]] = frozenset()
 
+_running = running.SOCKET.get
+_run = running.SOCKET.set
+
 Work = tuple[Handler, list[Any], "int | None"]
 
 
-class _Extras:
-    """What few sockets have: listeners and middlewares of their own."""
-
-    __slots__ = ("handlers", "incoming", "middlewares", "outgoing")
-
-    def __init__(self) -> None:
-        self.handlers = Handlers()
-        self.incoming: list[Handler] = []
-        """Catch-all listeners."""
-        self.outgoing: list[Handler] = []
-        """Catch-all listeners of what is sent."""
-        self.middlewares: list[Handler] = []
-        """Called with each event before its handlers."""
-
-
-class Socket(Selecting):
+class Socket(Listening, Selecting):
     """A client's connection to one namespace; handlers get it as their first argument.
 
     ``to``, ``in_``, ``except_``, ``local`` and ``broadcast`` begin a broadcast to the *others* of
@@ -76,7 +66,6 @@ class Socket(Selecting):
     __slots__ = (
         "_auth",
         "_data",
-        "_extras",
         "_queue",
         "_rooms_left",
         "_state",
@@ -109,8 +98,7 @@ class Socket(Selecting):
         """None when the client gave none."""
         self._data: dict[str, Any] | None = None
         self._user: object = None
-        self._extras: _Extras | None = None
-        """None until it has listeners of its own."""
+        self._extras = None
         self._queue: deque[Work] | None = None
         """Events of ordered handlers that wait for their turn; None while none runs."""
         self._unfinished = 0
@@ -132,6 +120,11 @@ class Socket(Selecting):
     def gone(self) -> bool:
         """Whether it has disconnected."""
         return self._state == _GONE
+
+    @property
+    def busy(self) -> bool:
+        """Whether handlers of its events run, or wait for their turn."""
+        return self._unfinished > 0
 
     @property
     def handshake(self) -> Handshake:
@@ -230,6 +223,7 @@ class Socket(Selecting):
             return
         if self._extras is not None or nsp.outgoing:
             self.watch_outgoing(arguments)
+        nsp.meter.events_out += 1
         if type(packet) is bytes:
             self.session.send_text(packet)
         else:
@@ -304,6 +298,8 @@ class Socket(Selecting):
         nsp.announce(self)
         if rooms:
             nsp.join(self, list(rooms))
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("connected by %s", self.transport_name, extra=running.describe(self))
 
     def end(self, reason: str) -> None:
         """Leave the namespace, whoever wanted it; handlers hear ``disconnecting`` while it is
@@ -323,6 +319,10 @@ class Socket(Selecting):
         give_up(self.acks)
         if state == _CONNECTED:
             count("limpet_sockets_closed_total", reason=reason)
+            if logger.isEnabledFor(logging.DEBUG):
+                ms = round(1000 * (time.time() - self.session.request.time))
+                about = {**running.describe(self), "duration_ms": ms}
+                logger.debug("disconnected: %s", reason, extra=about)
             self._lifecycle("disconnect", reason)
 
     def _lifecycle(self, event: str, reason: str) -> None:
@@ -337,13 +337,15 @@ class Socket(Selecting):
         """Call a handler of connect, disconnecting or disconnect; it may take fewer arguments."""
         if handler.once:
             self._discard(handler)
+        before = _run(self)  # set back after it: timers and other clients' handlers end clients
         try:
             result = handler.fit(*arguments)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the app's
-            self._lifecycle_failed(handler, error)
-        else:
             if is_coroutine(result):
                 self.nsp.server.tasks.start(self._finish_lifecycle(handler, result))
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the app's
+            self._lifecycle_failed(handler, error)
+        finally:
+            running.SOCKET.reset(before)
 
     async def _finish_lifecycle(self, handler: Handler, coroutine: Any) -> None:
         try:
@@ -360,73 +362,7 @@ class Socket(Selecting):
             )
             self.disconnect()
 
-    # --- listeners of this socket alone -----------------------------------
-
-    @overload
-    def on(self, event: str, handler: F, *, ordered: bool | None = None) -> F: ...
-    @overload
-    def on(
-        self, event: str, handler: None = None, *, ordered: bool | None = None
-    ) -> Callable[[F], F]: ...
-    def on(
-        self,
-        event: str,
-        handler: Callable[..., Any] | None = None,
-        *,
-        ordered: bool | None = None,
-    ) -> Any:
-        """Listen to an event of this socket: ``handler(*args)``; also as a decorator.
-
-        ``disconnecting`` and ``disconnect`` give the reason.
-        """
-        return self._listen(event, handler, once=False, ordered=ordered)
-
-    @overload
-    def once(self, event: str, handler: F) -> F: ...
-    @overload
-    def once(self, event: str, handler: None = None) -> Callable[[F], F]: ...
-    def once(self, event: str, handler: Callable[..., Any] | None = None) -> Any:
-        """Listen to an event of this socket, for one time."""
-        return self._listen(event, handler, once=True, ordered=None)
-
-    def off(self, event: str | None = None, handler: Callable[..., Any] | None = None) -> None:
-        """Remove a listener, or all of an event, or all."""
-        if self._extras is not None:
-            self._extras.handlers.remove(event, handler)
-
-    def on_any(self, handler: F) -> F:
-        """Listen to every event that comes: ``handler(event, *args)``."""
-        self._own().incoming.append(Handler(ANY, handler))
-        return handler
-
-    def off_any(self, handler: Callable[..., Any] | None = None) -> None:
-        """Remove one catch-all listener, or all."""
-        if self._extras is not None:
-            self._extras.incoming = without(self._extras.incoming, handler)
-
-    def on_any_outgoing(self, handler: F) -> F:
-        """Listen to every event sent to this client: ``handler(event, *args)``; acks are none."""
-        extras = self._own()
-        if not extras.outgoing:
-            self.nsp.watched_sockets += 1
-        extras.outgoing.append(Handler(ANY, handler))
-        return handler
-
-    def off_any_outgoing(self, handler: Callable[..., Any] | None = None) -> None:
-        """Remove one catch-all listener of sent events, or all."""
-        if self._extras is not None and self._extras.outgoing:
-            self._extras.outgoing = without(self._extras.outgoing, handler)
-            if not self._extras.outgoing:
-                self.nsp.watched_sockets -= 1
-
-    def use(self, middleware: F) -> F:
-        """Call ``middleware(packet)`` before each event's handlers; raise in it to drop the event.
-
-        ``packet`` is the list ``[event, *args]`` and may be changed. It may be async. A dropped
-        event is counted and not acknowledged.
-        """
-        self._own().middlewares.append(Handler("middleware", middleware))
-        return middleware
+    # --- what is sent, shown to catch-all listeners -------------------------
 
     @property
     def watches_outgoing(self) -> bool:
@@ -445,31 +381,16 @@ class Socket(Selecting):
         """Call a listener to what is sent, which is no event of the client's: no limit, no ack."""
         if not handler.accepts(len(arguments)):
             return
+        before = _run(self)  # often another socket's handler is what sends
         try:
             result = handler.call(*arguments)
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the app's
-            handler.failed("outgoing", error)
-        else:
             if is_coroutine(result):
                 self._unfinished += 1
                 self.nsp.server.tasks.start(self._finish(handler, result, None))
-
-    def _own(self) -> _Extras:
-        if self._extras is None:
-            self._extras = _Extras()
-        return self._extras
-
-    def _listen(
-        self, event: str, handler: Callable[..., Any] | None, *, once: bool, ordered: bool | None
-    ) -> Any:
-        if ordered is None:
-            ordered = self.nsp.server.ordered
-
-        def register(function: F) -> F:
-            self._own().handlers.add(Handler(event, function, once=once, ordered=ordered))
-            return function
-
-        return register if handler is None else register(handler)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the app's
+            handler.failed("outgoing", error)
+        finally:
+            running.SOCKET.reset(before)
 
     # --- from the client --------------------------------------------------
 
@@ -478,10 +399,12 @@ class Socket(Selecting):
 
         What the first of its handlers returns is the acknowledgement. ``data`` is used up.
         """
-        if self._extras is not None or self.nsp.incoming:
+        nsp = self.nsp
+        nsp.meter.events_in += 1
+        if self._extras is not None or nsp.incoming:
             self._on_event_watched(data, ack)
             return
-        handlers = self.nsp.handlers.by_event.get(data[0])
+        handlers = nsp.handlers.by_event.get(data[0])
         if handlers is None:
             count("limpet_events_unhandled_total")
             return
@@ -512,6 +435,7 @@ class Socket(Selecting):
             self._dispatch(data, ack)
 
     async def _through(self, middlewares: list[Handler], data: list[Any], ack: int | None) -> None:
+        _run(self)
         try:
             for middleware in list(middlewares):
                 await settle(middleware.call(data))
@@ -542,6 +466,8 @@ class Socket(Selecting):
         """Call a handler: its plain part here and now, the rest as a task; an ordered one when
         those before it have ended.
         """
+        if _running() is not self:
+            _run(self)
         if not handler.least <= len(arguments) <= handler.most and not handler.accepts(
             len(arguments)
         ):
@@ -552,6 +478,7 @@ class Socket(Selecting):
             if self._admits_another():
                 self._enqueue((handler, arguments, ack))
             return
+        started = perf_counter()
         try:
             result = handler.call(*arguments)
             if is_coroutine(result):
@@ -559,12 +486,21 @@ class Socket(Selecting):
                     self.nsp.server.tasks.start(self._finish(handler, result, ack))
                 else:
                     result.close()
-            elif ack is not None:
+                return
+            if ack is not None:
                 self._acknowledge(ack, result)
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - the app's
             handler.failed("event", error)
+        seconds = perf_counter() - started
+        durations = self.nsp.meter.seconds
+        if seconds < QUICK:  # nearly always: saves the search for the bucket
+            durations.counts[0] += 1
+            durations.total += seconds
+        else:
+            durations.observe(seconds)
 
     async def _finish(self, handler: Handler, coroutine: Awaitable[Any], ack: int | None) -> None:
+        started = perf_counter()
         try:
             result = await coroutine
             if ack is not None:
@@ -575,6 +511,7 @@ class Socket(Selecting):
             handler.failed("event", error)
         finally:
             self._unfinished -= 1
+            self.nsp.meter.seconds.observe(perf_counter() - started)
 
     def _enqueue(self, work: Work) -> None:
         if self._queue is None:
@@ -621,10 +558,3 @@ class Socket(Selecting):
 
 async def _call(handler: Handler, arguments: list[Any]) -> Any:
     return await settle(handler.call(*arguments))
-
-
-def without(handlers: list[Handler], function: Callable[..., Any] | None) -> list[Handler]:
-    """Return the handlers but those that call a function; none at all when it is None."""
-    if function is None:
-        return []
-    return [handler for handler in handlers if handler.call != function]

@@ -64,7 +64,9 @@ class WebSocketConnection(FrameParser):
 
     def data_received(self, data: bytes) -> None:
         """Take the bytes of one read; all frames in them are handled at once."""
-        flusher = self.engine.flusher
+        engine = self.engine
+        engine.traffic.websocket_bytes_in += len(data)
+        flusher = engine.flusher
         flusher.hold()
         try:
             self.feed(data)
@@ -81,6 +83,7 @@ class WebSocketConnection(FrameParser):
         """Know that the connection has ended."""
         self.wire = None
         self.closing = True
+        self.engine.goodbyes.discard(self)
         self.engine.wheel.cancel(self)
         self._detach()
 
@@ -100,6 +103,7 @@ class WebSocketConnection(FrameParser):
 
     def on_text(self, payload: bytes) -> None:
         """Take a text frame: a packet of the session, or of the upgrade."""
+        self.engine.traffic.websocket_in += 1
         session = self.session
         if session is None:
             if self.candidate_of is not None:
@@ -113,6 +117,7 @@ class WebSocketConnection(FrameParser):
 
     def on_binary(self, payload: bytes) -> None:
         """Take a binary message."""
+        self.engine.traffic.websocket_in += 1
         session = self.session
         if session is not None:
             if session.grace:
@@ -181,10 +186,11 @@ class WebSocketConnection(FrameParser):
         """End an upgrade, or a closing handshake, that takes too long."""
         session = self.candidate_of
         if session is not None:
-            count("limpet_upgrades_failed_total", reason="timeout")
+            count("limpet_upgrades_total", result="timeout")
             session.candidate_lost(self)
             self.close()
         elif self.wire is not None:
+            count("limpet_connections_aborted_total", reason="close timeout")
             self.wire.abort()
         return None
 
@@ -216,6 +222,7 @@ class WebSocketConnection(FrameParser):
 
     def _limit_closing(self) -> None:
         engine = self.engine
+        engine.goodbyes.add(self)
         engine.arm(self, engine.clock() + engine.options.close_timeout)
 
     def _detach(self, reason: str = "transport close") -> None:
@@ -226,7 +233,7 @@ class WebSocketConnection(FrameParser):
         if session is not None:
             session.fail(reason)
         elif candidate_of is not None:
-            count("limpet_upgrades_failed_total", reason="closed")
+            count("limpet_upgrades_total", result="closed")
             candidate_of.candidate_lost(self)
 
 

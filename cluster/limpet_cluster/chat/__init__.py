@@ -1,0 +1,1 @@
+"""The built-in chat: what runs when no application is named."""

@@ -1,0 +1,1 @@
+"""limpet as units of systemd: rendered, installed, operated."""

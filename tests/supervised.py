@@ -1,0 +1,85 @@
+"""A supervisor whose children are stand-ins, run in a process of its own: for its tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil  # type: ignore[import-untyped]
+
+from limpet_cluster.supervisor.commands import Answer, CommandError, ask
+
+DRIVE = str(Path(__file__).with_name("cluster") / "drive.py")
+QUICK = {"stop_timeout": 2.0, "abort_grace": 0.3, "stall_after": 5.0}
+
+
+class Supervised:
+    """A supervisor with stand-ins, in a process of its own."""
+
+    def __init__(self, directory: Path, prefix: list[str], **options: Any) -> None:
+        self.directory = directory
+        options["policy"] = {**QUICK, **options.get("policy", {})}
+        self.output = directory.parent / f"{directory.name}.out"
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [*prefix, sys.executable, DRIVE, str(directory), json.dumps(options)],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    @property
+    def text(self) -> str:
+        return self.output.read_text()
+
+    def journal(self, name: str = "", what: str = "") -> list[list[Any]]:
+        path = self.directory / "log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        entries = [json.loads(line) for line in lines]
+        return [one for one in entries if name in one[0] and one[1].startswith(what)]
+
+    def status(self) -> dict[str, dict[str, Any]]:
+        try:
+            answer = ask(self.directory, "status")
+        except CommandError:
+            return {}
+        return {one["name"]: one for one in answer["processes"]}
+
+    def ask(self, verb: str, **arguments: Any) -> Answer:
+        """Ask for something and wait for it."""
+        return ask(self.directory, verb, 20.0, **arguments)
+
+    def renew(self, **options: Any) -> None:
+        """Change what a reload finds: ways, mark, policy, changes, or error."""
+        (self.directory / "renewal").write_text(json.dumps(options))
+
+    def pid(self, name: str) -> int:
+        return int(self.status()[name]["pid"])
+
+    def ready(self) -> Supervised:
+        until(lambda: "READY" in self.text, self)
+        return self
+
+    def ended(self, timeout: float = 10) -> int:
+        try:
+            return self.process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(self.text) from None
+
+
+def until(condition: Callable[[], object], supervised: Supervised, timeout: float = 20) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, supervised.text
+        time.sleep(0.02)
+
+
+def gone(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
