@@ -34,6 +34,9 @@ if __name__ == "__main__":
         ended: list[bool] = []
         signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
         signal.signal(signal.SIGUSR2, lambda *_: note("asked where it stands"))
+        if way == "deaf" or (way == "deaf once" and not starts):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         if way == "refuse" or (way == "refuse later" and starts):
             notifier.failed("the module is broken\nline 2")
             sys.exit(1)
@@ -49,9 +52,6 @@ if __name__ == "__main__":
             time.sleep(float(way.rpartition(" ")[2]))
         if way != "never ready":
             notifier.ready("at work")
-        if way == "deaf" or (way == "deaf once" and not starts):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            signal.signal(signal.SIGQUIT, signal.SIG_IGN)
         until = (
             time.monotonic() + float(way.rpartition(" ")[2]) if way.startswith("short") else None
         )
