@@ -32,9 +32,11 @@ class Screen:
     def __init__(self) -> None:
         self._input = sys.stdin.fileno()
         self._before = termios.tcgetattr(self._input)
-        self._wake, self._woken = os.pipe()  # a signal ends the wait for a key
+        # A signal ends the wait for a key, also one that comes just before the wait begins.
+        self._wake, self._woken = os.pipe()
         for fd in (self._wake, self._woken):
             os.set_blocking(fd, False)
+        self._woken_before = signal.set_wakeup_fd(self._woken, warn_on_full_buffer=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -48,10 +50,11 @@ class Screen:
         self._write(_HOME + "\r\n".join(shown) + _REST_OF_SCREEN)
 
     def key(self, timeout: float) -> str:
-        """Wait for a key, a change of the size or the end of the time.
+        """Wait for a key, a signal that changes what is to be seen, or the end of the time.
 
         Returns:
-            The key, ``resize``, or nothing when the time is up. An end of input is ``q``.
+            The key, ``resize`` for a signal, or nothing when the time is up; ``q`` for an end of
+            input.
         """
         until = time.monotonic() + timeout
         while (left := until - time.monotonic()) > 0:
@@ -77,29 +80,26 @@ class Screen:
         except (OSError, termios.error):  # the terminal itself has gone
             pass
 
-    def resized(self, _number: int = 0, _frame: FrameType | None = None) -> None:
-        """Draw anew soon; the handler of SIGWINCH."""
-        try:
-            os.write(self._woken, b"r")
-        except BlockingIOError:  # many at once are one
-            pass
+    def resized(self, _number: int, _frame: FrameType | None) -> None:
+        """Draw anew soon; the handler of SIGWINCH, which has ended the wait for a key."""
 
     def suspended(self, _number: int, _frame: FrameType | None) -> None:
         """Stop as Ctrl-Z asks, with the terminal given back meanwhile."""
         self.leave()
         os.kill(os.getpid(), signal.SIGSTOP)
         self.enter()
-        self.resized()
 
     def close(self) -> None:
         """Close what it opened for itself."""
+        signal.set_wakeup_fd(self._woken_before)
         os.close(self._wake)
         os.close(self._woken)
 
     @staticmethod
     def _write(text: str) -> None:
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        left = text.encode(sys.stdout.encoding, "replace")
+        while left:  # not through sys.stdout, which a signal's handler must not enter twice
+            left = left[os.write(sys.stdout.fileno(), left) :]
 
 
 def _end(number: int, _frame: FrameType | None) -> NoReturn:
