@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 from xprocess import XProcess
 
 from harness import RunningCluster
@@ -35,13 +38,22 @@ TOGETHER = {
 start, or each needs the machine for itself. Elsewhere the tests of a file do."""
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    """Hands out tests by `TOGETHER`.
+
+    Not by marks: xdist writes the group of a mark into the name of its test, which pytest 9.2
+    does not take any more. Each test would go to the process that is free.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = PurePosixPath(nodeid.partition("::")[0])
+        return TOGETHER.get(path.name) or TOGETHER.get(path.parent.name) or str(path)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Together | None:
     """Say which tests run in the same process."""
-    for item in items:
-        path = item.path
-        group = TOGETHER.get(path.name) or TOGETHER.get(path.parent.name) or str(path)
-        item.add_marker(pytest.mark.xdist_group(group))
+    return Together(config, log) if config.getvalue("dist") == "loadgroup" else None
 
 
 @pytest.fixture(scope="session")
