@@ -1,4 +1,8 @@
-"""A balancer as a process of its own, for tests: options come as JSON."""
+"""A balancer as a process of its own, for tests: options come as JSON.
+
+One more option, ``linger``, is how long a refused client may take to close, for tests in which a
+slow machine must not reach it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,7 @@ from pathlib import Path
 import uvloop
 
 from limpet_adapters.rundir import RunDirectory
+from limpet_balancer import answers
 from limpet_balancer.config import BalancerConfig
 from limpet_balancer.placing import Limits
 from limpet_balancer.process import run_balancer
@@ -30,6 +35,7 @@ def main() -> int:
         if listener != 3:
             os.close(listener)
         os.environ["LISTEN_FDS"] = "1"
+    answers._LINGER = options.pop("linger", answers._LINGER)  # type: ignore[misc]
     logging.basicConfig(level=logging.INFO, stream=sys.stderr)
     run = RunDirectory(Path(options.pop("run")))
     if "bind" in options:

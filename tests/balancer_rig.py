@@ -53,6 +53,13 @@ class Child:
             self.process.send_signal(number)
             if number != signal.SIGKILL:
                 self.process.send_signal(signal.SIGCONT)
+        return self.ended()
+
+    def ended(self) -> int:
+        """Wait for an end that was asked for, and return the exit code.
+
+        A second TERM would meet a process that has put its handlers away, and kill it.
+        """
         try:
             code = self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -109,7 +116,7 @@ class Rig:
         return child
 
     async def stats(self) -> dict[str, Any]:
-        return await ask_stats(self.run.balancer)
+        return await ask_stats(self.run.balancer, 20.0)
 
     async def open(self) -> Client:
         if isinstance(self.target, str):

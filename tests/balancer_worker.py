@@ -1,4 +1,8 @@
-"""A tiny worker for the balancer's tests: HTTP/1.1 that says who answered, on a WorkerChannel."""
+"""A tiny worker for the balancer's tests: HTTP/1.1 that says who answered, on a WorkerChannel.
+
+Its option ``patience`` is how long a connection on its way back waits for a balancer, for tests in
+which a slow machine must not reach that.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ import uvloop
 
 from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
 from limpet_adapters.rundir import RunDirectory, Slot
+from limpet_balancer import channel
 from limpet_balancer.channel import WorkerChannel, ask_stats
 from limpet_balancer.handover import Address
 
@@ -160,6 +165,8 @@ class Connection(asyncio.Protocol):
 
 async def main(options: dict[str, object]) -> None:
     """Serve until TERM."""
+    if "patience" in options:
+        channel.MIGRATION_PATIENCE = float(str(options["patience"]))  # type: ignore[misc]
     site = Site(options)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()

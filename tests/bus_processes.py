@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 SERVERS = Path(__file__).parent / "servers"
+PATIENT = {"barrier": 20.0, "hold": 20.0}
+"""Limits of nodes unless a test has its own: where a process pauses for a second, no join goes on
+before it is in force, and no frame is given up that is on its way."""
 
 
 class Child:
@@ -141,11 +144,11 @@ async def host(
 ) -> AsyncIterator[Host]:
     """Run a hub and so many nodes; ``hub`` and ``bus`` are options of Forwarder and Bus.
 
-    And those that ``servers/bus_hub.py`` and ``servers/bus_node.py`` have besides.
+    And those that ``servers/bus_hub.py`` and ``servers/bus_node.py`` have besides; see `PATIENT`.
     """
     path = Path(tempfile.mkdtemp(prefix="limpet-"))
     os.chmod(path, 0o700)  # noqa: PTH101
-    running = Host(path, bus)
+    running = Host(path, PATIENT | bus)
     try:
         await running.start_hub(
             **({"buckets": bus["buckets"]} if "buckets" in bus else {}), **hub or {}

@@ -17,8 +17,10 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import aiohttp
 
@@ -27,10 +29,16 @@ from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
 from limpet_adapters.notify import Notifier
 from limpet_adapters.rundir import RunDirectory, Slot
 from limpet_cluster import child
+from limpet_cluster.hub import process as hub_process
+from limpet_cluster.hub.members import Members
+from limpet_cluster.hub.presence import HubPresence
 from limpet_cluster.hub.process import HubConfig, run_hub
 from limpet_worker.presence import WorkerPresence
 
 ROOM = "lobby"
+GRACE = 60.0
+"""Seconds that these hubs wait for a worker that lives and says nothing, and for those that were
+there before: one that pauses is not given up."""
 
 
 @contextlib.contextmanager
@@ -38,6 +46,16 @@ def run_directory() -> Iterator[Path]:
     """A run directory with a path short enough for sockets."""
     with tempfile.TemporaryDirectory(prefix="limpet-") as path:
         yield Path(path) / "run"
+
+
+@contextlib.contextmanager
+def patience() -> Iterator[None]:
+    """Hubs that start meanwhile give nobody up."""
+    with (
+        mock.patch.object(hub_process, "Members", partial(Members, grace=GRACE)),
+        mock.patch.object(hub_process, "HubPresence", partial(HubPresence, grace=GRACE)),
+    ):
+        yield
 
 
 @contextlib.asynccontextmanager
@@ -48,7 +66,8 @@ async def hub(path: Path, **options: Any) -> AsyncIterator[asyncio.Task[int]]:
     task = asyncio.create_task(run_hub(config, ready.set))
     waiting = asyncio.create_task(ready.wait())
     try:
-        await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
+        with patience():
+            await asyncio.wait([task, waiting], return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         if task.done():
             task.result()
@@ -98,7 +117,7 @@ class FakeWorker:
 
     async def sync(self) -> None:
         """Wait until the hub has applied all that was reported."""
-        await self.presence.count("nobody is here")
+        await self.presence.count("nobody is here", timeout=20)
 
 
 @contextlib.asynccontextmanager
@@ -165,7 +184,7 @@ def process(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
         popen.stdout.close()
 
 
-def wait_ready(popen: subprocess.Popen[bytes], timeout: float = 15) -> None:
+def wait_ready(popen: subprocess.Popen[bytes], timeout: float = 30) -> None:
     """Wait until a process has said that it is ready."""
     assert popen.stdout is not None
     deadline = time.monotonic() + timeout
@@ -180,7 +199,8 @@ def wait_ready(popen: subprocess.Popen[bytes], timeout: float = 15) -> None:
 
 async def _hub_main(path: Path) -> int:
     config = HubConfig(run_directory=path, node_name="host")
-    return await run_hub(config, lambda: print("ready", flush=True))
+    with patience():
+        return await run_hub(config, lambda: print("ready", flush=True))
 
 
 async def _worker_main(path: Path, slot: int, connections: int, *, comes_up: bool) -> int:
@@ -207,7 +227,7 @@ async def _forked_main(path: Path, slot: int, connections: int) -> int:
         one.add(f"user-{slot}-{at}", ROOM)
     await one.sync()
     if os.fork() == 0:
-        time.sleep(5)
+        time.sleep(GRACE)
         os._exit(0)
     print("ready", flush=True)
     await asyncio.sleep(60)

@@ -15,6 +15,10 @@ from limpet_adapters.forks import close_in_forks
 PATH_LIMIT: Final = 107
 """Bytes a unix socket path may have."""
 _LONGEST_NAME: Final = 24
+_REFUSALS: Final = 20
+"""Times that somebody else must hold a lock before it counts as held."""
+_LONGEST_LOOK: Final = 10.0
+"""Seconds that a process which only looks may keep a lock from us."""
 
 
 class RunDirectoryError(Exception):
@@ -138,15 +142,30 @@ class RoleLock:
 
 
 def _lock(fd: int) -> bool:
-    """Take the lock; a look by ``held_slots`` takes it for an instant, so one refusal is none."""
-    for _ in range(20):
+    """Take the lock; a look by ``held_slots`` shares it for an instant, or for as long as the
+    process that looks is held up, so such a refusal is none."""
+    refusals = 0
+    until = time.monotonic() + _LONGEST_LOOK
+    while refusals < _REFUSALS and time.monotonic() < until:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            if not _is_looked_at(fd):
+                refusals += 1
             time.sleep(0.005)
         else:
             return True
     return False
+
+
+def _is_looked_at(fd: int) -> bool:
+    """Say whether nobody holds the lock: then those who look share it with us."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    fcntl.flock(fd, fcntl.LOCK_UN)
+    return True
 
 
 def held_slots(directory: RunDirectory) -> list[int]:

@@ -116,7 +116,7 @@ class Space:
 
     async def _until_ends(self, peer: Peer) -> list[Received]:
         got: list[Received] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while sum(one.text.startswith("end of") for one in got) < len(self.nodes):
                 got += await peer.node.received(peer.id)
         return [one for one in got if not one.text.startswith("end of")]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -49,6 +51,19 @@ def test_a_slot_has_one_holder_and_a_new_incarnation_each_time(tmp_path: Path) -
     second.release()
 
 
+def test_a_look_that_takes_long_refuses_nobody(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    Slot(run, 3).release()
+    look = os.open(run.slot(3), os.O_RDWR)
+    fcntl.flock(look, fcntl.LOCK_SH | fcntl.LOCK_NB)  # as `held_slots`, which is held up here
+    ends = threading.Timer(0.5, os.close, [look])
+    ends.start()
+    try:
+        Slot(run, 3).release()
+    finally:
+        ends.join()
+
+
 def test_a_slot_out_of_range(tmp_path: Path) -> None:
     with pytest.raises(RunDirectoryError, match="0 to 255"):
         Slot(RunDirectory(tmp_path / "run"), 256)
@@ -62,11 +77,10 @@ from pathlib import Path
 from limpet_adapters.rundir import RunDirectory, Slot
 slot = Slot(RunDirectory(Path(sys.argv[1])), 3)
 def fork():
-    pid = os.fork()
-    if pid == 0:
+    if os.fork() == 0:
+        print(os.getpid(), flush=True)  # by then what it must not keep is closed
         time.sleep(60)
         os._exit(0)
-    print(pid, flush=True)
 thread = threading.Thread(target=fork)
 thread.start()
 thread.join()

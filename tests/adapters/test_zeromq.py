@@ -36,7 +36,7 @@ class Cluster:
         got: list[list[str]] = []
         for node, socket in zip(self.nodes, self.sockets, strict=True):
             texts: list[str] = []
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(20):
                 while sum(text.startswith("end") for text in texts) < 3:
                     texts += await node.do("numbers", socket=socket, count=1)
             got.append([text for text in texts if not text.startswith("end")])

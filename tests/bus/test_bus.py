@@ -24,7 +24,8 @@ from limpet_adapters.counters import counters
 from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
 from limpet_adapters.outgoing import Outgoing
 from limpet_adapters.packet import EncodedPacket
-from limpet_adapters.rundir import RunDirectory
+from limpet_adapters.rundir import RunDirectory, Slot
+from limpet_cluster.hub import forwarder as forwarder_module
 from limpet_cluster.hub.control import HubControl
 from limpet_cluster.hub.forwarder import Forwarder
 
@@ -37,9 +38,13 @@ class Socket:
 
 
 class Worker:
-    """A bus with one socket in one namespace."""
+    """A bus with one socket in one namespace.
+
+    It holds its slot, so that a hub that starts again waits for it before it takes messages.
+    """
 
     def __init__(self, rundir: RunDirectory, slot: int, **options: Any) -> None:
+        self.slot = Slot(rundir, slot)
         address = WorkerAddress(1, slot, 0)
         worker_id = new_worker_id()
         hello = Hello(worker_id=worker_id, node=1, slot=slot, incarnation=0, pid=os.getpid())
@@ -62,6 +67,7 @@ class Worker:
         await self.adapter.close()
         await self.bus.close()
         await self.control.close()
+        self.slot.release()
 
 
 class Rig:
@@ -93,6 +99,13 @@ class Rig:
         for worker in (one, two):
             await asyncio.wait_for(worker.bus.ready.wait(), 10)
         return one, two
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a thread of ZeroMQ pauses for a second, joins and a hub that starts wait for it."""
+    monkeypatch.setattr(bus_module, "BARRIER_SECONDS", 20.0)
+    monkeypatch.setattr(forwarder_module, "OPEN_SECONDS", 20.0)
 
 
 @pytest.fixture
@@ -178,9 +191,11 @@ async def test_messages_without_a_hub_are_bounded_and_told(rundir: RunDirectory)
         for number in range(4):
             one.emit(str(number).encode() * 80)
         assert one.gaps == [{"kind": "lost", "count": 1, "reason": "queue full"}] * 2
-        await until(lambda: len(one.gaps) > 2)
-        assert one.gaps[2:] == [{"kind": "lost", "count": 2, "reason": "too old"}]
+        await until(lambda: one.bus.stats()["dropped"] >= 4)
         assert one.bus.stats()["dropped"] == 4
+        late = one.gaps[2:]  # one for both, or one for each where time passed between them
+        assert {(gap["kind"], gap["reason"]) for gap in late} == {("lost", "too old")}
+        assert {gap["count"] for gap in late} == {2 // len(late)}
         one.bus._outgoing = Outgoing()
         one.emit(b"kept")
         await running.start_hub()
@@ -232,7 +247,8 @@ async def test_a_barrier_ends_in_time_and_one_cancelled_harms_no_other(
         late = asyncio.create_task(wait(one.adapter.join(one.socket, ["r"])))
         await asyncio.sleep(0.01)
         tasks[0].cancel()
-        assert len(held) == 2
+        await until(lambda: len(held) >= 2)
+        assert len({frame[:3] for frame in held}) == 2
         for frame in held:
             send(frame, 0)
         await asyncio.wait_for(asyncio.gather(tasks[1], late), 5)
@@ -242,7 +258,7 @@ async def test_a_barrier_ends_in_time_and_one_cancelled_harms_no_other(
 async def test_an_answer_that_was_lost_is_asked_for_again(
     rundir: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bus_module, "_UNHEARD", 0.05)
+    monkeypatch.setattr(bus_module, "_UNHEARD", 0.5)
     async with rig(rundir, beat_seconds=0.05) as running:
         one, two = await running.pair()
         send = running.forwarder._send
@@ -255,7 +271,7 @@ async def test_an_answer_that_was_lost_is_asked_for_again(
             return send(frame, flags)
 
         running.forwarder._send = lose_one
-        await asyncio.wait_for(_joined(one, "r"), 5)
+        await asyncio.wait_for(_joined(one, "r"), 15)  # less than a join waits for no answer
         assert lost
         two.emit(b"found", "r")
         await heard(one.socket, b"found")
@@ -283,7 +299,7 @@ async def test_a_cut_control_connection_loses_nothing(rundir: RunDirectory) -> N
 
 async def test_topics_linger_after_their_last_room(rundir: RunDirectory) -> None:
     async with rig(rundir) as running:
-        one, two = await running.pair(linger=0.2, buckets=1024)
+        one, two = await running.pair(linger=2.0, buckets=1024)
         before = one.bus.stats()["topics"]
         await _joined(one, "r")
         one.adapter.leave(one.socket, "r")
@@ -339,6 +355,7 @@ async def test_unconfirmed_bytes_are_bounded(
     async with rig(rundir, beat_seconds=0.05) as running:
         one, two = await running.pair()
         monkeypatch.setattr(bus_module, "UNCONFIRMED_BYTES", 1000)
+        one.bus._outgoing = Outgoing(seconds=60.0)
         texts = [str(number).encode() * 100 for number in range(100)]
         for text in texts:
             one.emit(text)

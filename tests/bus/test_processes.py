@@ -65,7 +65,7 @@ async def test_uninterested_workers_are_not_sent_to() -> None:
 
 
 async def join_then_broadcast(rounds: int, lag: float, wait: bool = True) -> None:
-    async with host(2, buckets=65_536, linger=0, barrier=20) as running:  # no join may give up
+    async with host(2, buckets=65_536, linger=0) as running:
         a, b = running.nodes
         socket = await a.do("add")
         await running.hub.tell("lag", seconds=lag)
@@ -75,7 +75,7 @@ async def join_then_broadcast(rounds: int, lag: float, wait: bool = True) -> Non
             await a.do("join", socket=socket, rooms=[room], wait=wait)
             await b.do("emit", text=str(number), rooms=[room])
             if number % 10 == 9:  # they are left when their messages have arrived
-                got += await a.do("numbers", socket=socket, count=10, within=5 if wait else 0.5)
+                got += await a.do("numbers", socket=socket, count=10, within=20 if wait else 0.5)
                 for left in range(number - 9, number + 1):
                     await a.do("leave", socket=socket, room=f"room {left}")
         stats = [await a.do("stats"), await b.do("stats"), await running.hub.tell("stats")]
@@ -86,7 +86,7 @@ async def join_then_broadcast(rounds: int, lag: float, wait: bool = True) -> Non
 async def test_a_join_that_was_awaited_is_in_force_on_every_worker() -> None:
     await join_then_broadcast(300, lag=0.003)
     with pytest.raises(AssertionError):  # else the test above would show nothing
-        await join_then_broadcast(10, lag=0.05, wait=False)
+        await join_then_broadcast(10, lag=30, wait=False)
 
 
 @pytest.mark.slow
@@ -123,16 +123,18 @@ async def test_a_lost_tail_is_found_by_the_next_beat() -> None:
 
 
 async def test_what_the_ring_lacks_is_counted_and_told() -> None:
-    async with host(2, hub={"ring_bytes": 4000, "beat_seconds": 0.1, "stall_after": 5}) as running:
+    # No beat comes: one between two of the messages would have the first of them asked for alone.
+    async with host(2, hub={"ring_bytes": 4000, "beat_seconds": 60, "stall_after": 180}) as running:
         a, b = running.nodes
         socket = await b.do("add", rooms=["r"])
         await a.do("emit", text="before", rooms=["r"])
         assert await b.do("numbers", socket=socket, count=1) == ["before"]
         await running.hub.tell("drop", count=10)
         texts = [f"{n:02}" + "x" * 1000 for n in range(10)]
-        await a.do("emit", text=texts, rooms=["r"])
-        got = await b.do("numbers", socket=socket, count=3)
+        await a.do("emit", text=[*texts, "10"], rooms=["r"])  # the last one shows the gap
+        (*got, last) = await b.do("numbers", socket=socket, count=4)
         gaps = await b.do("gaps", count=1)
+        assert last == "10"
         assert got == [f"{n:02}" for n in range(10 - len(got), 10)]
         assert 0 < len(got) < 10
         assert sum(gap["count"] for gap in gaps) == 10 - len(got)
@@ -143,7 +145,9 @@ async def test_what_the_ring_lacks_is_counted_and_told() -> None:
 
 
 async def test_killed_hub_comes_back_without_doubles_and_the_gap_is_told() -> None:
-    async with host(2, queue=60) as running:
+    # No beat comes: what it would confirm may wait in the hub for a reader that pauses, and end
+    # with the hub, and of that the sender cannot know.
+    async with host(2, hub={"beat_seconds": 60, "stall_after": 180}, queue=60) as running:
         a, b = running.nodes
         first = await a.do("add", rooms=["r"])
         second = await b.do("add", rooms=["r", "other"])
@@ -165,7 +169,7 @@ async def test_killed_hub_comes_back_without_doubles_and_the_gap_is_told() -> No
         await flood
         await a.do("emit", text="end", rooms=["other"])
         got: list[str] = []
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while "end" not in got:
                 got += await b.do("numbers", socket=second, count=1)
         sent = [int(n) for n in got if n.isdigit()]
@@ -175,7 +179,7 @@ async def test_killed_hub_comes_back_without_doubles_and_the_gap_is_told() -> No
         assert [gap["kind"] for gap in gaps] == ["uncertain"]
         assert missing <= gaps[0]["count"]
         assert (await a.do("stats"))["dropped"] == 0
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while "back" not in numbers:
                 numbers += await a.do("numbers", socket=first, count=1)
         # joins and addressing work in the new life
@@ -236,7 +240,7 @@ async def test_a_stopped_worker_does_not_disturb_the_others() -> None:
         assert got == [str(n) for n in range(20_000)]
         assert (await c.do("stats"))["gaps"] == 0
         b.signal(signal.SIGCONT)
-        assert await b.do("numbers", socket=second, count=20_000) == got
+        assert await b.do("numbers", socket=second, count=20_000, within=30) == got
 
 
 async def test_a_silent_worker_is_found_deaf_once_and_a_stopped_hub_blames_nobody() -> None:
@@ -248,7 +252,8 @@ async def test_a_silent_worker_is_found_deaf_once_and_a_stopped_hub_blames_nobod
         await asyncio.sleep(0.5)
         assert not [said for said in running.hub.said if "deaf" in said]
         b.signal(signal.SIGSTOP)
-        await until(lambda: any("deaf" in said for said in running.hub.said))
+        # A beat that is late by a half accuses nobody, and on a busy machine many are.
+        await until(lambda: any("deaf" in said for said in running.hub.said), 30)
         await asyncio.sleep(0.5)
         assert [said["deaf"] for said in running.hub.said if "deaf" in said] == [1]
         b.signal(signal.SIGCONT)
@@ -262,7 +267,7 @@ async def test_a_worker_far_behind_is_found_deaf() -> None:
         for _ in range(3):  # one beat is not enough: b must have had the time to echo
             await a.do("flood", room="r", count=700, size=1000)
             await asyncio.sleep(0.4)
-        await until(lambda: any(said.get("deaf") == 1 for said in running.hub.said))
+        await until(lambda: any(said.get("deaf") == 1 for said in running.hub.said), 30)
         # The sender is as far behind when it does not come to read for a second.
         (deaf,) = [said for said in running.hub.said if said.get("deaf") == 1]
         assert "bytes behind" in deaf["why"]
@@ -270,7 +275,7 @@ async def test_a_worker_far_behind_is_found_deaf() -> None:
 
 
 async def test_messages_wait_for_a_hub_that_is_not_there_yet() -> None:
-    async with host(2, queue=60) as running:
+    async with host(2, queue=60, barrier=0.5) as running:
         a, b = running.nodes
         await running.hub.kill()
         await asyncio.sleep(0.1)
@@ -278,4 +283,4 @@ async def test_messages_wait_for_a_hub_that_is_not_there_yet() -> None:
         await a.do("emit", text=["1", "2", "3"], rooms=["r"])
         assert (await a.do("stats"))["queued"] == 3
         await running.start_hub(open_seconds=20)
-        assert await b.do("numbers", socket=socket, count=3) == ["1", "2", "3"]
+        assert await b.do("numbers", socket=socket, count=3, within=20) == ["1", "2", "3"]

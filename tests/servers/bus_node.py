@@ -2,8 +2,9 @@
 
 Usage: bus_node.py RUN_DIRECTORY SLOT [OPTIONS_OF_BUS_AS_JSON]
 
-Two more options take the place of limits in seconds, for tests in which a slow machine must not
-reach them: ``barrier``, how long a join waits, and ``queue``, how long a message waits for the hub.
+Three more options take the place of limits in seconds, for tests in which a slow machine must not
+reach them: ``barrier``, how long a join waits, ``hold``, how long frames wait for missing ones, and
+``queue``, how long a message waits for the hub.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from limpet_adapters.identity import IdFactory, WorkerAddress, new_worker_id
 from limpet_adapters.outgoing import QUEUE_SECONDS, Outgoing
 from limpet_adapters.packet import EncodedPacket
 from limpet_adapters.rundir import RunDirectory, Slot
+from limpet_adapters.sequence import HOLD_SECONDS
 from limpet_adapters.zeromq import ZeroMQAdapter
 
 
@@ -58,7 +60,9 @@ class Node:
         )
         bus.BARRIER_SECONDS = options.pop("barrier", bus.BARRIER_SECONDS)  # type: ignore[misc]
         queue = options.pop("queue", QUEUE_SECONDS)
+        hold = options.pop("hold", HOLD_SECONDS)
         self.bus = Bus(rundir, self.control, worker_id, self.address, **options)
+        self.bus.sequencer._hold_seconds = hold
         self.bus._outgoing = Outgoing(seconds=queue)
         self.gaps: list[dict[str, object]] = []
         self.bus.on_gap = self.gaps.append
