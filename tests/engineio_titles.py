@@ -1,9 +1,11 @@
 """The 25 titles of the official Engine.IO v4 suite, in our own words, against any base URL.
 
 A test module makes a class of them with a fixture ``base``: the host and port of a server that
-behaves as ``tests/servers/engineio_echo.py`` does, be it one worker or a whole cluster; and a
-fixture ``calm_base``: another one, whose heartbeats are far apart. There the titles run that are
-not about heartbeats: no ping comes between what they expect, however slow the machine is.
+behaves as ``tests/servers/engineio_echo.py`` does, be it one worker or a whole cluster; a fixture
+``calm_base``: another one, whose heartbeats are far apart; and a fixture ``patient_base``: a third
+one that pings as often as the first but waits long for the answer. On the calm one the titles run
+that are not about heartbeats: no ping comes between what they expect, however slow the machine is.
+On the patient one run those whose client answers, however late.
 """
 
 from __future__ import annotations
@@ -11,12 +13,15 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import aiohttp
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus
+
+from rawhttp import Raw, waiting_poll
 
 PING_INTERVAL = 0.3
 PING_TIMEOUT = 0.2
@@ -41,6 +46,7 @@ class Polling:
     """Requests of polling clients, over a pool of connections as real clients have."""
 
     def __init__(self, base: Base) -> None:
+        self.base = base
         self.url = f"http://{base[0]}:{base[1]}/engine.io/"
         self.client = aiohttp.ClientSession()
 
@@ -61,6 +67,10 @@ class Polling:
     async def post(self, sid: str, body: str) -> tuple[int, str]:
         return await self.request("POST", body, sid=sid)
 
+    def waiting(self, sid: str) -> AbstractAsyncContextManager[Raw]:
+        """Another connection, on which a poll waits."""
+        return waiting_poll(self.base, f"/engine.io/?EIO=4&transport=polling&sid={sid}")
+
 
 def websocket(base: Base, query: str = "EIO=4&transport=websocket") -> connect:
     return connect(f"ws://{base[0]}:{base[1]}/engine.io/?{query}", proxy=None)
@@ -68,7 +78,7 @@ def websocket(base: Base, query: str = "EIO=4&transport=websocket") -> connect:
 
 async def closed(socket: ClientConnection) -> None:
     """Wait for the end, whatever comes before."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await socket.wait_closed()
 
 
@@ -96,6 +106,12 @@ class EngineIoTitles:
     @pytest.fixture
     async def calmly(self, calm_base: Base) -> AsyncIterator[Polling]:
         polling = Polling(calm_base)
+        yield polling
+        await polling.client.close()
+
+    @pytest.fixture
+    async def patiently(self, patient_base: Base) -> AsyncIterator[Polling]:
+        polling = Polling(patient_base)
         yield polling
         await polling.client.close()
 
@@ -167,20 +183,17 @@ class EngineIoTitles:
 
     async def test_message_polling_a_duplicate_poll_closes(self, calmly: Polling) -> None:
         sid = await calmly.open()
-        first = asyncio.create_task(calmly.get(sid))
-        await asyncio.sleep(0.2)
-        status, _ = await calmly.get(sid)
-        assert status == 400
-        assert await first == (200, "1")
+        async with calmly.waiting(sid) as first:
+            status, _ = await calmly.get(sid)
+            assert status == 400
+            answer = await first.answer()
+        assert (answer.status, answer.body) == (200, b"1")
         assert (await calmly.get(sid))[0] == 400
 
     async def test_message_polling_a_cancelled_poll_closes(self, calmly: Polling) -> None:
         sid = await calmly.open()
-        first = asyncio.create_task(calmly.get(sid))
-        await asyncio.sleep(0.2)
-        first.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await first
+        async with calmly.waiting(sid):
+            pass  # the connection is closed
         assert (await calmly.get(sid))[0] == 400
 
     # message, WebSocket
@@ -205,21 +218,21 @@ class EngineIoTitles:
 
     # heartbeat
 
-    async def test_heartbeat_polling_pings(self, polling: Polling) -> None:
-        sid = await polling.open()
+    async def test_heartbeat_polling_pings(self, patiently: Polling) -> None:
+        sid = await patiently.open()
         for _ in range(3):
-            assert await polling.get(sid) == (200, "2")
-            assert await polling.post(sid, "3") == (200, "ok")
+            assert await patiently.get(sid) == (200, "2")
+            assert await patiently.post(sid, "3") == (200, "ok")
 
     async def test_heartbeat_polling_no_pong_closes(self, polling: Polling) -> None:
         sid = await polling.open()
         await asyncio.sleep(PING_INTERVAL + PING_TIMEOUT)
-        async with asyncio.timeout(5):  # a poll that came early takes the ping along
+        async with asyncio.timeout(20):  # a poll that came early takes the ping along
             while (await polling.get(sid))[0] != 400:
                 pass
 
-    async def test_heartbeat_websocket_pings(self, base: Base) -> None:
-        async with websocket(base) as socket:
+    async def test_heartbeat_websocket_pings(self, patient_base: Base) -> None:
+        async with websocket(patient_base) as socket:
             await socket.recv()
             for _ in range(3):
                 assert await socket.recv() == "2"
@@ -233,10 +246,10 @@ class EngineIoTitles:
 
     async def test_close_polling(self, calmly: Polling) -> None:
         sid = await calmly.open()
-        waiting = asyncio.create_task(calmly.get(sid))
-        await asyncio.sleep(0.2)
-        assert await calmly.post(sid, "1") == (200, "ok")
-        assert await waiting == (200, "6")
+        async with calmly.waiting(sid) as waiting:
+            assert await calmly.post(sid, "1") == (200, "ok")
+            answer = await waiting.answer()
+        assert (answer.status, answer.body) == (200, b"6")
         assert (await calmly.get(sid))[0] == 400
 
     async def test_close_websocket(self, calm_base: Base) -> None:
@@ -265,6 +278,8 @@ class EngineIoTitles:
             await socket.send("2probe")
             await socket.recv()
             await socket.send("5")
+            await socket.send("4upgraded?")  # a poll on its own connection might be read first
+            assert await socket.recv() == "4upgraded?"
             assert (await calmly.get(sid))[0] == 400
             await socket.send("4hello")
             assert await socket.recv() == "4hello"

@@ -202,8 +202,9 @@ class RunningCluster:
         shutil.rmtree(self.run_directory, ignore_errors=True)
 
     def _reap(self) -> int:
-        # A Popen that nobody waited for is a ResourceWarning, an error here.
-        for resource in self._xprocess.resources:
+        # A Popen that nobody waited for is a ResourceWarning, an error here. After a restart the
+        # last one counts.
+        for resource in reversed(self._xprocess.resources):
             if resource.info and resource.info[0].name == self.name:
                 return int(resource.popen.wait(20))
         return 0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -102,6 +104,26 @@ class Raw:
                 return await self.reader.read()
             except ConnectionError:
                 return b""
+
+
+@asynccontextmanager
+async def waiting_poll(address: tuple[str, int], target: str) -> AsyncIterator[Raw]:
+    """Open a connection on which a session's poll waits for sure.
+
+    The answer to a POST that does nothing is out, and the poll was read together with that.
+    """
+    async with await Raw.open(address) as raw:
+        await raw.send(request("POST", target, b"6") + request("GET", target))
+        posted = await raw.answer("POST")
+        assert (posted.status, posted.body) == (200, b"ok")
+        yield raw
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what a server in the same loop does in its own time."""
+    async with asyncio.timeout(15):
+        while not condition():
+            await asyncio.sleep(0.005)
 
 
 def request(method: str, target: str, body: bytes | None = None, **headers: str) -> bytes:

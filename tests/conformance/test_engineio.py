@@ -20,6 +20,12 @@ class TestOneWorker(EngineIoTitles):
         await server.close()
 
     @pytest.fixture
+    async def patient_base(self) -> AsyncIterator[Base]:
+        server = EchoServer(ping_timeout=20)
+        yield await server.listen()
+        await server.close()
+
+    @pytest.fixture
     async def calm_base(self) -> AsyncIterator[Base]:
         server = EchoServer(ping_interval=25, ping_timeout=20)
         yield await server.listen()
@@ -38,11 +44,21 @@ def calm_echo_cluster(_new_cluster: SpawnCluster) -> RunningCluster:
     return _new_cluster("servers.engineio_app:calm", 2, "--path=/engine.io/")
 
 
+@pytest.fixture(scope="session")
+def patient_echo_cluster(_new_cluster: SpawnCluster) -> RunningCluster:
+    """The same with as many heartbeats, whose answers are waited for long."""
+    return _new_cluster("servers.engineio_app:patient", 2, "--path=/engine.io/")
+
+
 @pytest.mark.processes
 class TestTwoWorkersBehindTheBalancer(EngineIoTitles):
     @pytest.fixture
     def base(self, echo_cluster: RunningCluster) -> Base:
         return echo_cluster.address
+
+    @pytest.fixture
+    def patient_base(self, patient_echo_cluster: RunningCluster) -> Base:
+        return patient_echo_cluster.address
 
     @pytest.fixture
     def calm_base(self, calm_echo_cluster: RunningCluster) -> Base:

@@ -14,7 +14,7 @@ from limpet_adapters.identity import WorkerAddress, address_of
 from limpet_worker.http.cors import CorsOptions
 from limpet_worker.http.polling import MAX_HOPS
 from limpet_worker.http.request import HeadParser, find_head, parse_query
-from rawhttp import Raw, request, websocket
+from rawhttp import Raw, request, until, websocket
 from servers.engineio_echo import EchoServer
 
 PATH = "/engine.io/?EIO=4&transport=polling"
@@ -354,9 +354,9 @@ class TestDecisions:
         router = Router()
         ours, theirs = socket.socketpair()
         theirs.close()
-        router.servers[0].doorway.adopt(ours, request("GET", PATH), "unix", 0, False)
-        await asyncio.sleep(0.05)
-        assert router.servers[0].doorway.connections == 0
+        doorway = router.servers[0].doorway
+        doorway.adopt(ours, request("GET", PATH), "unix", 0, False)
+        await until(lambda: not doorway.arriving and not doorway.connections)
         await router.close()
 
 
@@ -396,7 +396,9 @@ def test_idle_connections_are_given_back(
         half = request("GET", PATH)
         await begun.send(half[:40])
         await waiting.send(request("GET", f"{PATH}&sid={poll}"))
-        await asyncio.sleep(0.05)
+        # Both have been read: a poll that waits, and half a head.
+        await until(lambda: router.servers[0].engine.sessions[poll].writable)
+        await until(lambda: any(door._buffer == half[:40] for door in doorway._doors))
         assert doorway.give_back(2) == 2
         assert doorway.give_back(10) == 1  # the one with a poll that is not answered
         await begun.send(half[40:])

@@ -13,7 +13,7 @@ import uvloop
 from aiohttp import web
 
 from limpet_worker.http.routes import Site
-from rawhttp import Raw, request, websocket
+from rawhttp import Raw, request, until, websocket
 from servers.engineio_echo import EchoServer
 
 PATH = "/engine.io/?EIO=4&transport=polling"
@@ -230,15 +230,15 @@ async def test_closing(running: Running) -> None:
 async def test_a_client_that_leaves(running: Running) -> None:
     async with await Raw.open(running.address) as raw:
         await raw.send(request("GET", "/slow"))
-    await asyncio.sleep(0.1)
-    assert running.server.doorway.connections == 0
+    doorway = running.server.doorway
+    await until(lambda: doorway.requests == 1 and doorway.connections == 0)
 
 
 async def test_an_answer_under_way_when_the_doorway_closes(running: Running) -> None:
     async with await Raw.open(running.address) as raw, await Raw.open(running.address) as idle:
         assert (await idle.request("GET", "/")).status == 200
         await raw.send(request("GET", "/slow"))
-        await asyncio.sleep(0.01)
+        await until(lambda: running.server.doorway.requests == 2)
         await running.server.close()
         assert (await raw.answer()).body == b"slow"
         assert await raw.ended() == b""

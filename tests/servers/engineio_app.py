@@ -20,3 +20,5 @@ io = EchoEverything(
 )
 calm = EchoEverything(path="/engine.io/", cors_allowed_origins="*")
 """The same without hurry: no ping comes in between, however slow the machine is."""
+patient = EchoEverything(path="/engine.io/", cors_allowed_origins="*", ping_interval=0.3)
+"""The same with many pings, whose answers may come late."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-from typing import Any
+from typing import Any, cast
 
 import uvloop
 
@@ -19,6 +19,7 @@ from limpet_worker.engineio.server import EngineServer
 from limpet_worker.engineio.session import Session
 from limpet_worker.http.frontdoor import Doorway, Migrator
 from limpet_worker.http.routes import Site
+from limpet_worker.websocket.transport import WebSocketConnection
 
 
 class Echo:
@@ -79,6 +80,10 @@ class EchoServer:
 
     async def close(self) -> None:
         self.engine.close_all()
+        for connection in list(self.engine.goodbyes):
+            # That its client has gone may not be known yet, and nobody waits any more.
+            cast("WebSocketConnection", connection).abort()
+        self.engine.stop()
         await self.doorway.close()
 
 

@@ -16,12 +16,15 @@ io = Server(
 )
 calm = Server(cors_allowed_origins="*")
 """The same without hurry: no ping comes in between, however slow the machine is."""
+patient = Server(cors_allowed_origins="*", ping_interval=PING_INTERVAL, ping_timeout=5.0)
+"""The same with many pings, whose answers may come late; nobody has to connect soon."""
 
 
 @io.on("connect")
 @io.of("/custom").on("connect")
 @calm.on("connect")
 @calm.of("/custom").on("connect")
+@patient.on("connect")
 def connected(socket: Socket, auth: dict[str, object]) -> None:
     socket.emit("auth", auth)
 

@@ -43,6 +43,7 @@ class Door(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
+        self.service.transports.append(self.transport)
 
     def data_received(self, data: bytes) -> None:
         self.head += data
@@ -76,6 +77,7 @@ class Service:
 
     def __init__(self, **options: object) -> None:
         self.sinks: list[RecordingSink] = []
+        self.transports: list[asyncio.Transport] = []
         self.engine = EngineServer(
             EngineOptions(**options),  # type: ignore[arg-type]
             self.on_session,
@@ -89,7 +91,7 @@ class Service:
 
     async def closed(self) -> object:
         """Wait for the end of the first session; return its reason."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while not self.sinks or not self.sinks[0].reasons:
                 await asyncio.sleep(0.002)
         return self.sinks[0].reasons[0]
@@ -109,6 +111,8 @@ async def serve(**options: object) -> AsyncIterator[Service]:
     service.engine.close_all(discard=True)
     service.engine.stop()
     server.close()
+    for transport in service.transports:  # that its client has gone may not be known yet
+        transport.abort()
     await asyncio.sleep(0.01)
 
 
@@ -255,12 +259,16 @@ def test_what_the_client_drops(run: Run) -> None:
 def test_heartbeat(run: Run) -> None:
     async def check() -> None:
         async with (
-            serve(ping_interval=0.1, ping_timeout=0.1) as service,
+            serve(ping_interval=0.1, ping_timeout=20.0) as service,
             client(service) as websocket,
         ):
             for _ in range(3):
                 assert await websocket.recv() == "2"
                 await websocket.send("3")
+        async with (
+            serve(ping_interval=0.1, ping_timeout=0.1) as service,
+            client(service) as websocket,
+        ):
             assert await websocket.recv() == "2"
             assert await service.closed() == "ping timeout"
 

@@ -64,7 +64,7 @@ async def test_a_shutdown_hook_that_never_returns_is_not_covered_by_asking_for_m
 
     ending = asyncio.create_task(end())
     try:
-        await asyncio.wait_for(app.closing.wait(), 5)
+        await asyncio.wait_for(app.closing.wait(), 15)
         asked = len(heard.extended)
         assert asked >= 1
         await asyncio.sleep(0.2)
@@ -88,7 +88,7 @@ async def test_who_is_told_to_end_and_then_at_once_before_it_began_hurries(tmp_p
     await asyncio.sleep(0)
     rig.loop.sleep(0.5)
     assert drainer.remaining == 0
-    await asyncio.wait_for(leaving, 1)
+    await asyncio.wait_for(leaving, 15)
     assert worker._watching is not None
     worker._watching.cancel()
     drainer.close()
@@ -102,7 +102,7 @@ async def test_an_end_at_once_fits_into_the_second_that_the_supervisor_gives_it(
     loop = asyncio.get_running_loop()
     worker.end_now()
     took = 5.0
-    for _ in range(5):  # one in which the machine did not pause will do
+    for _ in range(20):  # one in which the machine did not pause will do
         began = loop.time()
         assert not await worker._until(lambda: False, 5.0)  # for last words
         assert not await worker._until(lambda: False, 5.0)  # for idle connections
