@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import pty
@@ -12,12 +13,14 @@ import struct
 import subprocess
 import termios
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 _SEQUENCE = re.compile(r"\x1b\[(\??)([\d;]*)([A-Za-z])")
+_MARK = "\0"
+"""What no command writes."""
 
 
 class Terminal:
@@ -31,6 +34,8 @@ class Terminal:
         self.columns, self.lines = columns, lines
         self.raw = ""
         """Everything that was written."""
+        # One read may end within a character.
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._parent, self._child = pty.openpty()
         self.resize(columns, lines)
         self.before = termios.tcgetattr(self._child)
@@ -84,24 +89,33 @@ class Terminal:
         """Read what comes within a time; return the screen."""
         until = time.monotonic() + timeout
         while select.select([self._parent], [], [], max(0.0, until - time.monotonic()))[0]:
-            self.raw += os.read(self._parent, 65_536).decode("utf-8", "replace")
+            self.raw += self._decoder.decode(os.read(self._parent, 65_536))
         return self.screen
 
     def wait_for(self, text: str, timeout: float = 20.0) -> str:
         """Wait until a text is on the screen; return the screen."""
+        return self.wait_until(lambda screen: text in screen, f"{text!r} did not come", timeout)
+
+    def wait_until(
+        self, condition: Callable[[str], object], what: str, timeout: float = 20.0
+    ) -> str:
+        """Wait until a condition holds, reading meanwhile; return the screen that fulfils it."""
         until = time.monotonic() + timeout
-        while text not in self.read():
+        while not condition(screen := self.read()):
             if time.monotonic() > until:
-                raise AssertionError(f"{text!r} did not come:\n{self.screen}")
-        return self.screen
+                raise AssertionError(f"{what}:\n{self.screen}")
+        return screen
 
     def wait(self, timeout: float = 20.0) -> int:
-        """Wait for the end, and return the exit code."""
+        """Wait for the end, read all that was written before it, and return the exit code."""
         until = time.monotonic() + timeout
         while self.process.poll() is None:
             self.read()
             assert time.monotonic() < until, f"it does not end:\n{self.screen}"
-        self.read()
+        # The kernel passes on what was written a moment later, in its order.
+        os.write(self._child, _MARK.encode())
+        self.wait_until(lambda _screen: _MARK in self.raw, "the last output did not come")
+        self.raw = self.raw.replace(_MARK, "")
         return int(self.process.returncode)
 
     @property

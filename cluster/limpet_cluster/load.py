@@ -366,7 +366,7 @@ class Run:
     ) -> None:
         """Send when it is time, whether or not answers came: late ones count from then."""
         pause = 1 / self._load.rate
-        due = time.perf_counter()
+        due = until - self._load.seconds  # when the time began, or some of it would be lost
         number = 0
         under_way: set[asyncio.Future[None]] = set()
         while due < until:

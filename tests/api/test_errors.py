@@ -7,7 +7,6 @@ import contextlib
 import json
 import logging
 import re
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -244,21 +243,12 @@ def token_file(directory: Path, content: str = f"{TOKEN}\n{OTHER}\n", mode: int 
     return path
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        for port in range(21_000, 31_000, 7):
-            with contextlib.suppress(OSError):
-                probe.bind(("127.0.0.1", port))
-                return port
-    raise AssertionError("no free port")
-
-
-async def test_tcp_needs_a_token(tmp_path: Path) -> None:
-    port = free_port()
-    options = {"api_bind": f"127.0.0.1:{port}", "api_token_file": token_file(tmp_path)}
+async def test_tcp_needs_a_token(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "limpet.hub")
+    options = {"api_bind": "127.0.0.1:0", "api_token_file": token_file(tmp_path)}
     async with setting(**options) as (unix, _), aiohttp.ClientSession() as session:
         api = Client(session)
-        base = f"http://127.0.0.1:{port}"
+        [base] = re.findall(r"API on (http://127\.0\.0\.1:\d+)", caplog.text)
         for header in (
             None,
             "Bearer",

@@ -107,7 +107,7 @@ def test_wrong_usage_is_named(arguments: list[str], message: str) -> None:
 async def test_a_name_may_be_anything(command: str) -> None:
     with run_directory() as path:
         async with hub(path):
-            given = (f"--run-dir={path}", "--timeout=2s")
+            given = (f"--run-dir={path}", "--timeout=20s")
             odd = await asyncio.to_thread(invoke, command, *given, "\udcff?/..")
             empty = await asyncio.to_thread(invoke, command, *given, "")
     assert odd.exit_code == empty.exit_code == 1
@@ -254,7 +254,7 @@ def test_a_hub_that_does_not_answer_is_exit_code_5(place: Path) -> None:
         began = time.monotonic()
         result = invoke("presence", "rooms", f"--run-dir={place}", "--timeout=0.2")
     assert result.exit_code == 5
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 4.5, "not the 5 s that are the default"
     assert "in 0.2 s" in result.output
 
 

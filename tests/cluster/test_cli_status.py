@@ -281,6 +281,7 @@ def test_counts_and_lines(interop_cluster: RunningCluster, enter: Callable[..., 
     enter("counted", "港口")
     enter("counted")
     wait_for_users(interop_cluster, "counted", 2)
+    wait_for_users(interop_cluster, "港口", 1)
     found = json.loads(ask(interop_cluster, "presence", "count", "counted", "--json").output)
     assert found["occupancy"] == {"users": 2, "connections": 2}
     result = ask(interop_cluster, "presence", "rooms", "-o", "ndjson")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -185,11 +186,12 @@ def test_it_follows_the_size_of_the_terminal(top: Open) -> None:
     terminal = top("--delay=60", columns=120)
     terminal.wait_for("EVENTS/S")
     terminal.resize(50, 8)
-    terminal.wait_for("…")
-    screen = terminal.read(0.2)
-    assert max(map(len, screen.splitlines())) <= 50
-    assert len(screen.splitlines()) == 8
-    assert "q quit" in screen.splitlines()[-1]
+
+    def fits(screen: str) -> bool:
+        lines = screen.splitlines()
+        return len(lines) == 8 and max(map(len, lines)) <= 50 and "q quit" in lines[-1]
+
+    assert "…" in terminal.wait_until(fits, "it does not fit")
 
 
 @pytest.mark.processes
@@ -210,11 +212,14 @@ def test_ctrl_z_gives_the_terminal_back_for_a_while(top: Open) -> None:
     terminal = top()
     terminal.wait_for("q quit")
     terminal.signal(signal.SIGTSTP)
-    for _ in range(100):
-        if restored(terminal):
-            break
-        terminal.read()
-    assert restored(terminal)
+
+    def stands_still(_screen: str) -> bool:
+        stat = Path(f"/proc/{terminal.process.pid}/stat").read_text()
+        return stat.rpartition(")")[2].split()[0] == "T"
+
+    # It gives the terminal back before it stops: a CONT in between would be lost.
+    terminal.wait_until(stands_still, "it did not stop")
+    terminal.wait_until(lambda _screen: restored(terminal), "the terminal was not given back")
     terminal.signal(signal.SIGCONT)
     terminal.wait_for("q quit")
     terminal.type("q")
@@ -233,14 +238,30 @@ def test_elsewhere_it_prints(cluster: RunningCluster) -> None:
 
 @pytest.mark.processes
 def test_for_programs_each_look_is_a_line(cluster: RunningCluster) -> None:
-    arguments = ["top", f"--run-dir={cluster.run_directory}", "--json", "-n", "2", "-d", "3"]
-    result = CliRunner().invoke(limpet, arguments)
+    place = f"--run-dir={cluster.run_directory}"
+    result = CliRunner().invoke(limpet, ["top", place, "--json", "-n", "2", "-d", "0.1"])
     assert result.exit_code == 0, result.output
     first, second = map(json.loads, result.output.splitlines())
     assert first["at"] < second["at"]
     assert [one["name"] for one in second["workers"]] == ["w0", "w1"]
-    assert second["workers"][0]["rates"].keys() >= {"connects", "events"}
     assert second["error"] is None
+
+
+@pytest.mark.processes
+def test_for_programs_the_rates_come_with_the_second_report(cluster: RunningCluster) -> None:
+    command = [sys.executable, "-m", "limpet", "top", "--json", "-d", "0.2"]
+    with subprocess.Popen(
+        [*command, f"--run-dir={cluster.run_directory}"], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        first: dict[str, Any] = json.loads(process.stdout.readline())
+        rates = [one["rates"] for one in first["workers"]]
+        assert rates == [None, None], "one report says nothing"
+        while not (rates and all(rates)):  # as many looks as it takes until all have reported again
+            rates = [one["rates"] for one in json.loads(process.stdout.readline())["workers"]]
+        process.terminate()
+    assert len(rates) == 2
+    assert all(one.keys() >= {"connects", "events"} for one in rates)
 
 
 def test_without_a_cluster_it_says_so(tmp_path: object) -> None:

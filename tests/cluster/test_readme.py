@@ -48,11 +48,12 @@ async def test_the_first_app_runs(
     try:
         for client in clients:
             client.on("said", heard.append)
-            await client.connect(cluster.url, transports=["websocket"])
+            # The default is a second.
+            await client.connect(cluster.url, transports=["websocket"], wait_timeout=10)
         for number, client in enumerate(clients, 1):
-            assert len(await client.call("enter", "harbour", timeout=5)) == number
-        await clients[0].call("say", ("harbour", "Hello"), timeout=5)
-        async with asyncio.timeout(5):
+            assert len(await client.call("enter", "harbour", timeout=10)) == number
+        await clients[0].call("say", ("harbour", "Hello"), timeout=10)
+        async with asyncio.timeout(10):
             while len(heard) < len(clients):
                 await clients[0].sleep(0.01)
         assert heard == ["Hello"] * 4

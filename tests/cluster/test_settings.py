@@ -7,13 +7,14 @@ import itertools
 import json
 import math
 import os
+import re
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -855,12 +856,10 @@ def test_the_hub_does_not_need_to_see_the_application(
 @pytest.mark.processes
 def test_a_file_alone_tells_each_process_all(here: Path) -> None:
     """As systemd runs them: no flags but the slot, one file, an environment that names it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     (here / "app").mkdir()
     write("import limpet\nio = limpet.Server(ping_interval=25, max_sessions=3)\n", "app/mine.py")
     write(
-        f'name = "alone"\nrun_dir = "run"\nnode = 5\nbind = "127.0.0.1:{port}"\n'
+        'name = "alone"\nrun_dir = "run"\nnode = 5\nbind = "127.0.0.1:0"\n'
         'app = "mine"\napp_dir = "app"\nbuckets = 64\n'
         'ping_interval = "12s"\nping_timeout = "9500ms"\nmax_http_buffer_size = "2MiB"\n',
         "etc/limpet.toml",
@@ -877,8 +876,14 @@ def test_a_file_alone_tells_each_process_all(here: Path) -> None:
 
         def shaken() -> bool:
             assert all(one.poll() is None for one in running), logs()
+            found = re.search(r'listening on (127\.0\.0\.1:\d+)"', logs())
+            if found is None:
+                return False
             try:
-                handshakes.append(handshake(f"http://127.0.0.1:{port}"))
+                handshakes.append(handshake(f"http://{found[1]}"))
+            except urllib.error.HTTPError as error:  # there is no worker yet
+                error.close()
+                return False
             except OSError:
                 return False
             return True
@@ -1068,8 +1073,17 @@ def test_hub_and_balancer_follow_what_is_new_as_documented(
     wait_until(lambda: cluster.text.count("(most recent call first)") >= 3)
     assert cluster.pids == after, "they told where they stand, and went on"
     cluster.wait_restarted("balancer", cluster.kill_role("balancer"))
-    with urllib.request.urlopen(f"{cluster.url}/up", timeout=5) as answer:
-        assert answer.status == 200
+
+    def health() -> int:
+        try:
+            with urllib.request.urlopen(f"{cluster.url}/up", timeout=5) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code
+
+    wait_until(lambda: health() != 503)  # until the worker has found it
+    assert health() == 200
     quiet = invoke("reload", f"--run-dir={cluster.run_directory}", "--dry-run", "--json")
     assert json.loads(quiet.output)["changes"] == []
 

@@ -11,11 +11,12 @@ from aiohttp import web
 from limpet import Server, Socket
 
 io = Server(
-    ping_interval=1.0,
-    ping_timeout=0.6,
+    # Times that tests wait for, and yet no process stands still for so long.
+    ping_interval=3.0,
+    ping_timeout=3.0,
     upgrade_timeout=0.4,
     max_http_buffer_size=20_000,
-    connect_timeout=0.5,
+    connect_timeout=3.0,
     max_attachments=2,
     max_attached_bytes=1000,
     max_namespaces=2,
