@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import uvloop
 
-from faults.crowd import Failure, attempt
+from faults.crowd import Failure, attempt, balancer
 from harness import RunningCluster
 from raw_clients import Address, Client, EndedError, eventually
 
@@ -291,6 +291,7 @@ class Source:
 
     def __init__(self, herd: Herd, period: float) -> None:
         self.period = period
+        self._herd = herd
         self.said = 0
         """The last number that is known to be said."""
         self.voices = herd.add(3)
@@ -313,12 +314,23 @@ class Source:
                 try:
                     self.said = await voice.call("say", self.NAME, number)
                 except EndedError:
-                    # What it said last is on its way; what another says might overtake it.
-                    await asyncio.sleep(0.1)
+                    await self._settled()
                     voice = await self._next()
                     self.changes += 1
             due = max(due + self.period, time.monotonic() - 1)
             await asyncio.sleep(max(0.0, due - time.monotonic()))
+
+    async def _settled(self) -> None:
+        """Wait until all have heard what was said last: what another says might overtake it.
+
+        Not for ever: who misses it is to have a hole.
+        """
+        deadline = time.monotonic() + 3
+        while time.monotonic() < deadline and any(
+            member.pid and member.next.get(self.NAME, self.said + 1) <= self.said
+            for member in self._herd.members
+        ):
+            await asyncio.sleep(0.01)
 
     async def _next(self) -> Client:
         while True:
@@ -326,6 +338,17 @@ class Source:
                 if voice.pid and voice.client is not None and voice.client.reason is None:
                     return voice.client
             await asyncio.sleep(0.01)
+
+
+async def routed(cluster: RunningCluster, *pids: int) -> None:
+    """Wait until the balancer sends newcomers to these workers only: it is told beside all else."""
+    async with asyncio.timeout(15):
+        while {
+            one["pid"]
+            for one in (await balancer(cluster))["workers"]
+            if one["ready"] and not one["draining"]
+        } != set(pids):
+            await asyncio.sleep(0.02)
 
 
 class Answer(NamedTuple):

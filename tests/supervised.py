@@ -15,7 +15,7 @@ import psutil  # type: ignore[import-untyped]
 from limpet_cluster.supervisor.commands import Answer, CommandError, ask
 
 DRIVE = str(Path(__file__).with_name("cluster") / "drive.py")
-QUICK = {"stop_timeout": 2.0, "abort_grace": 0.3, "stall_after": 5.0}
+QUICK = {"stop_timeout": 10.0, "abort_grace": 0.3, "stall_after": 5.0}
 
 
 class Supervised:
@@ -34,17 +34,18 @@ class Supervised:
 
     @property
     def text(self) -> str:
-        return self.output.read_text()
+        return self.output.read_bytes().decode("utf-8", "replace")  # it may end within a letter
 
     def journal(self, name: str = "", what: str = "") -> list[list[Any]]:
         path = self.directory / "log"
-        lines = path.read_text().splitlines() if path.exists() else []
-        entries = [json.loads(line) for line in lines]
+        text = path.read_text() if path.exists() else ""
+        # Somebody may be writing: what has no end yet is no line.
+        entries = [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
         return [one for one in entries if name in one[0] and one[1].startswith(what)]
 
     def status(self) -> dict[str, dict[str, Any]]:
         try:
-            answer = ask(self.directory, "status")
+            answer = ask(self.directory, "status", 20.0)
         except CommandError:
             return {}
         return {one["name"]: one for one in answer["processes"]}
@@ -57,6 +58,10 @@ class Supervised:
         """Change what a reload finds: ways, mark, policy, changes, or error."""
         (self.directory / "renewal").write_text(json.dumps(options))
 
+    def tell(self, name: str) -> None:
+        """Have a stand-in do what it does "when told"; its successors will do so at once."""
+        (self.directory / f"told-{name}").touch()
+
     def pid(self, name: str) -> int:
         return int(self.status()[name]["pid"])
 
@@ -64,7 +69,7 @@ class Supervised:
         until(lambda: "READY" in self.text, self)
         return self
 
-    def ended(self, timeout: float = 10) -> int:
+    def ended(self, timeout: float = 20) -> int:
         try:
             return self.process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -76,6 +81,13 @@ def until(condition: Callable[[], object], supervised: Supervised, timeout: floa
     while not condition():
         assert time.monotonic() < deadline, supervised.text
         time.sleep(0.02)
+
+
+def rewrite(path: Path, text: str) -> None:
+    """Change a file in one step: a watcher that looks meanwhile sees no half of it."""
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(path)
 
 
 def gone(pid: int) -> bool:

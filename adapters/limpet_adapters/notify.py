@@ -14,6 +14,10 @@ log = logging.getLogger("limpet.notify")
 
 _LARGEST: Final = 60_000
 """Bytes of one datagram; longer texts are cut."""
+_PATIENCE: Final = 0.5
+"""Seconds that a full queue is waited for."""
+_LAST_WORDS: Final = 5.0
+"""The same for what is said just before this process ends."""
 
 
 class Notifier:
@@ -22,7 +26,7 @@ class Notifier:
     Nothing here raises: a supervisor that cannot be reached must not end the work.
     """
 
-    __slots__ = ("_socket", "_timer", "address", "was_ready", "watchdog")
+    __slots__ = ("_socket", "_timer", "_unheard", "address", "was_ready", "watchdog")
 
     def __init__(self, address: str | None = None, watchdog: float = 0.0) -> None:
         self.address = address
@@ -33,6 +37,7 @@ class Notifier:
         """Whether it said so."""
         self._socket: socket.socket | None = None  # opened by the first message
         self._timer: asyncio.TimerHandle | None = None  # set while the watchdog is fed
+        self._unheard = ""  # that it is ready, as long as the queue had no room for it
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Self:
@@ -50,11 +55,18 @@ class Notifier:
     def ready(self, status: str = "") -> None:
         """Say that this process does its work from now on."""
         self.was_ready = True
-        self._send("READY=1" + (f"\nSTATUS={_line(status)}" if status else ""))
+        text = "READY=1" + (f"\nSTATUS={_line(status)}" if status else "")
+        self._unheard = "" if self._send(text) else text
+
+    def alive(self) -> None:
+        """Give a sign of life; say again that this process is ready if that was not to be heard."""
+        if self._unheard and self._send(self._unheard, wait=0.0):
+            self._unheard = ""
+        self._send("WATCHDOG=1", wait=0.0)
 
     def status(self, text: str) -> None:
         """Say in one line what this process is doing."""
-        self._send(f"STATUS={_line(text)}", wait=False)
+        self._send(f"STATUS={_line(text)}", wait=0.0)
 
     def stopping(self) -> None:
         """Say that this process is on its way out."""
@@ -62,7 +74,7 @@ class Notifier:
 
     def extend(self, seconds: float) -> None:
         """Ask for more time to start or to stop, counted from now."""
-        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}", wait=False)
+        self._send(f"EXTEND_TIMEOUT_USEC={int(seconds * 1e6)}", wait=0.0)
 
     def failed(self, message: str) -> None:
         """Tell why this process cannot start, in as many lines as it takes.
@@ -71,7 +83,7 @@ class Notifier:
         """
         while len(text := json.dumps(message)) > _LARGEST:
             message = "…" + message[-len(message) // 2 :]
-        self._send(f"X_LIMPET_ERROR={text}")
+        self._send(f"X_LIMPET_ERROR={text}", wait=_LAST_WORDS)
 
     def start_watchdog(self, loop: asyncio.AbstractEventLoop) -> None:
         """Send a sign of life from the event loop, three times per interval, once it is ready.
@@ -82,7 +94,7 @@ class Notifier:
         if self.watchdog <= 0 or self.address is None:
             return
         if self.was_ready:
-            self._send("WATCHDOG=1", wait=False)
+            self.alive()
         self._timer = loop.call_later(self.watchdog / 3, self.start_watchdog, loop)
 
     def close(self) -> None:
@@ -94,21 +106,25 @@ class Notifier:
             self._socket.close()
             self._socket = None
 
-    def _send(self, text: str, *, wait: bool = True) -> None:
-        """Send a datagram; when the queue is full, one that is said again anyway is dropped."""
+    def _send(self, text: str, *, wait: float = _PATIENCE) -> bool:
+        """Send a datagram, or drop it when the queue stays full; return whether it is on its way.
+
+        What is said again anyway waits for nobody.
+        """
         if self.address is None:
-            return
+            return True
         address = self.address
         if address.startswith("@"):
             address = "\0" + address[1:]
         try:
             if self._socket is None:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-            # A full queue is waited for a moment: READY=1 must not get lost.
-            self._socket.settimeout(0.5 if wait else 0.0)
+            self._socket.settimeout(wait)
             self._socket.sendto(text.encode("utf-8", "replace"), address)
         except OSError as error:
             log.debug("supervisor at %s not told %r: %s", self.address, text[:40], error)
+            return False
+        return True
 
 
 def _line(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,10 @@ def supervise() -> Iterator[Callable[..., Supervised]]:
         if one.process.poll() is None:
             one.process.kill()
         one.process.wait(10)
-    shutil.rmtree(base)
+    # A stand-in that was just being started may still open its journal before it ends.
+    deadline = time.monotonic() + 10
+    while base.exists():
+        shutil.rmtree(base, ignore_errors=time.monotonic() < deadline)
 
 
 @pytest.fixture

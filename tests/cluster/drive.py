@@ -9,8 +9,10 @@ import socket
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from limpet_adapters.rundir import RunDirectory
+from limpet_cluster.supervisor import supervisor as module
 from limpet_cluster.supervisor.lifecycle import Policy
 from limpet_cluster.supervisor.spawn import Command, close_on_exec
 from limpet_cluster.supervisor.supervisor import Plan, Renewal, StartError, Supervisor
@@ -61,8 +63,11 @@ def main() -> int:
         on_ready=lambda _: print("READY", flush=True),
         renew=renew,
     )
+    # How long a process has for its end when all are to be quick about it.
+    at_once = mock.patch.object(module, "_AT_ONCE", options.get("at_once", module._AT_ONCE))
     try:
-        return asyncio.run(supervisor.run())
+        with at_once:
+            return asyncio.run(supervisor.run())
     except StartError as error:
         print(f"limpet: {error}", flush=True)
         return 1

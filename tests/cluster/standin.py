@@ -1,4 +1,7 @@
-"""A child that does as it is told, in place of hub, balancer and workers: for the supervisor."""
+"""A child that does as it is told, in place of hub, balancer and workers: for the supervisor.
+
+What it does "when told" waits for `Supervised.tell`.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,9 @@ from limpet_adapters.notify import Notifier
 if __name__ == "__main__":
     name, way, log, mark = sys.argv[1:]
     set_parent_death_signal(signal.SIGKILL)  # as child.enter does, which takes long to import
+    if os.getppid() != int(os.environ["LIMPET_PARENT"]):
+        sys.exit(0)  # it ended before we could ask for its signal: nobody would end us
+    sign = Path(log).with_name(f"told-{name}")
     notifier = Notifier.from_environment()
     starts = 0
     with Path(log).open("a+", encoding="utf-8") as journal:
@@ -44,26 +50,28 @@ if __name__ == "__main__":
             sys.exit(3)
         if way == "crash later" and starts:
             sys.exit(3)
+        if way == "start when told" or (way == "crash later when told" and starts):
+            while not sign.exists():
+                time.sleep(0.02)
+        if way == "crash later when told" and starts:
+            sys.exit(3)
         if way == "fork":
             if os.fork() == 0:
                 time.sleep(600)
             note("forked")
-        if way.startswith("slow start"):
-            time.sleep(float(way.rpartition(" ")[2]))
         if way != "never ready":
             notifier.ready("at work")
-        until = (
-            time.monotonic() + float(way.rpartition(" ")[2]) if way.startswith("short") else None
-        )
         while not ended:
-            if until is not None and time.monotonic() >= until:
+            if way == "end when told" and sign.exists():
                 sys.exit(3)
-            if way != "stall" or starts:
-                notifier._send("WATCHDOG=1")
+            notifier.alive()
             time.sleep(0.05)
         note("term")
         if way.startswith("drain"):
-            for left in range(int(float(way.rpartition(" ")[2]) * 10), 0, -1):
+            most = 60.0 if way == "drain until told" else float(way.rpartition(" ")[2])
+            for left in range(int(most * 10), 0, -1):
+                if sign.exists():
+                    break
                 notifier.extend(0.5)
                 notifier.status(f"draining, {left} sessions left")
                 time.sleep(0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ import hubs
 from conftest import SpawnCluster
 from faults.crowd import balancer
 from harness import TESTS, RunningCluster, wait_until
+from herd import routed
 from limpet_adapters.control import Handler
 from limpet_cluster.cli import limpet
 from limpet_cluster.hub.control import HubControl
@@ -89,7 +91,7 @@ async def crowd(enter: Enter, cluster: RunningCluster, count: int) -> list[Liste
 
 async def on(enter: Enter, cluster: RunningCluster, pid: int, transport: str) -> Listener:
     """Return a client of one worker."""
-    for _ in range(20):
+    for _ in range(60):
         one = await enter(cluster, transport)
         if one.pid == pid:
             return one
@@ -130,7 +132,8 @@ class Ticker:
 async def test_term_sends_everybody_to_the_other_worker_and_nobody_misses_a_number(
     spawn_cluster: SpawnCluster, enter: Enter
 ) -> None:
-    cluster = spawn_cluster(APP, 2, "--drain-budget=40", "--drain-grace=0.3")
+    # Within the grace the balancer hears of it, however slow: else it would send some back there.
+    cluster = spawn_cluster(APP, 2, "--drain-budget=40", "--drain-grace=2")
     pids = cluster.pids
     leaving, staying = pids["worker-0"], pids["worker-1"]
     everybody = await crowd(enter, cluster, 80)
@@ -140,7 +143,7 @@ async def test_term_sends_everybody_to_the_other_worker_and_nobody_misses_a_numb
     watcher = await on(enter, cluster, staying, "websocket")
     await watcher.client.call_all("watch")
     async with Ticker(source):
-        await asyncio.sleep(0.3)
+        await eventually(lambda: all(one.heard for one in everybody), 15)
         mine = [one for one in everybody if one.pid == leaving]
         ends: list[float] = []
 
@@ -159,8 +162,8 @@ async def test_term_sends_everybody_to_the_other_worker_and_nobody_misses_a_numb
             lambda: {one.client.id for one in mine} <= {id_ for _, (id_, _) in watcher.events}, 10
         )
     # One second for 40 clients a second, after the grace, and not all at once.
-    assert ends[0] >= 0.3
-    assert 0.7 < ends[-1] < 10
+    assert ends[0] >= 2
+    assert 2.3 < ends[-1] < 12
     for one in mine:
         expected = RESTART if one.client.transport_name == "websocket" else UNKNOWN
         assert one.client.reason is not None
@@ -179,7 +182,7 @@ async def test_what_is_written_before_the_end_arrives(
     cluster = spawn_cluster(APP, 2, "--drain-grace=0")
     one = await enter(cluster, transport)
     answer = asyncio.ensure_future(one.client.call_all("burst", 100, 20_000, 0.7))
-    await eventually(lambda: one.events, 5)
+    await eventually(lambda: one.events, 15)
     began = time.monotonic()
     os.kill(one.pid, signal.SIGTERM)
     assert await answer == [200]
@@ -210,10 +213,10 @@ async def test_requests_and_connections_of_the_site_survive(
     leaving = pids[0]
     busy = next(raw for raw, pid in zip(idle, pids, strict=True) if pid == leaving)
     answer = asyncio.ensure_future(busy.request("GET", "/slow"))
-    await asyncio.sleep(0.5)  # of the second that it takes: it must have been read
+    await eventually(lambda: "the slow page is asked for" in cluster.text, 15)
     os.kill(leaving, signal.SIGTERM)
     assert int((await answer).body) == leaving  # what was asked is answered
-    await eventually(lambda: _ended(leaving), 10)
+    await eventually(lambda: _ended(leaving), 20)
     for raw in idle:
         # The same connection, and nobody was in its way: the balancer has it again.
         assert int((await raw.request("GET", "/page")).body) != leaving
@@ -253,16 +256,17 @@ async def test_stock_clients_come_back_within_their_back_off(
             cluster.url, transports=[("websocket", "polling")[number % 2]], wait_timeout=10
         )
     before = [await client.call("whoami") for client in clients]
-    leaving = cluster.pids["worker-0"]
+    leaving = before[0]
+    slot = next(name for name, pid in cluster.pids.items() if pid == leaving)[-1]
     mine = {number for number, pid in enumerate(before) if pid == leaving}
-    assert mine
-    result = await command(cluster, "drain", "w0", "--window=500ms")
+    # Within the grace the balancer hears of it, however slow: else it would send some back there.
+    result = await command(cluster, "drain", f"w{slot}", "--window=500ms", "--grace=2")
     assert result.exit_code == 0, result.output
-    assert f"w0 is empty ({len(mine)} sessions" in result.output
-    await eventually(lambda: away.keys() == mine, 10, lambda: f"{lost} {away}")
+    assert re.search(rf"w{slot} is empty \({len(mine)} sessions? in", result.output)
+    await eventually(lambda: away.keys() == mine, 20, lambda: f"{lost} {away}")
     assert failed == []
     assert set(lost) == mine
-    assert all(away[number] - lost[number] < 5 for number in mine)
+    assert all(away[number] - lost[number] < 10 for number in mine)
     assert leaving not in [await client.call("whoami") for client in clients]
     for client in clients:
         await client.disconnect()
@@ -280,6 +284,7 @@ async def test_drained_and_taken_back_by_the_command_line(
     assert result.exit_code == 0, result.output
     begun = json.loads(result.output)
     assert (begun["worker"], begun["sessions_left"]) == ("w0", begun["sessions"])
+    await routed(cluster, staying)
     assert {(await enter(cluster)).pid for _ in range(6)} == {staying}
     shown = {one["name"]: one["state"] for one in cluster.api.get("workers")["data"]}
     assert shown == {"w0": "draining", "w1": "ready"}
@@ -294,6 +299,7 @@ async def test_drained_and_taken_back_by_the_command_line(
 
     result = await command(cluster, "undrain", "w0")
     assert result.exit_code == 0, result.output
+    await routed(cluster, leaving, staying)
     assert {(await enter(cluster)).pid for _ in range(6)} == {leaving}
     assert cluster.pids["worker-0"] == leaving
 
@@ -302,7 +308,7 @@ async def test_drained_and_taken_back_by_the_command_line(
     assert "sessions left after 300ms" in result.output
     # What the API wanted to take an hour does not hold up who ends the worker.
     os.kill(leaving, signal.SIGTERM)
-    await eventually(lambda: _ended(leaving), 10)
+    await eventually(lambda: _ended(leaving), 20)
 
 
 async def test_a_worker_that_does_not_answer_may_still_drain_and_that_is_said(
@@ -330,12 +336,12 @@ async def test_one_connection_is_ended_by_the_command_line(
     cluster = spawn_cluster(APP, 2)
     one, other = await enter(cluster), await enter(cluster)
     assert (await command(cluster, "disconnect", one.client.id)).exit_code == 0
-    assert await asyncio.wait_for(one.client.ended, 5) == "the server closed: 41"
+    assert await asyncio.wait_for(one.client.ended, 15) == "the server closed: 41"
     again = await command(cluster, "disconnect", one.client.id, "--json")
     assert again.exit_code == 1
     assert json.loads(again.output)["error"].startswith("404 ")
     assert (await command(cluster, "disconnect", other.client.id, "--close")).exit_code == 0
-    await asyncio.wait_for(other.client.ended, 5)
+    await asyncio.wait_for(other.client.ended, 15)
 
 
 async def test_the_end_of_the_whole_cluster_is_quick(
@@ -347,22 +353,23 @@ async def test_the_end_of_the_whole_cluster_is_quick(
     await everybody[0].client.call("whoami")  # its turn came after
     began = time.monotonic()
     assert await asyncio.to_thread(cluster.stop) == 0
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
     await asyncio.gather(*(one.client.ended for one in everybody))
 
 
 async def test_who_waits_for_an_answer_gets_it_before_the_whole_cluster_ends(
-    spawn_cluster: SpawnCluster, enter: Enter
+    spawn_cluster: SpawnCluster, enter: Enter, tmp_path: Path
 ) -> None:
     cluster = spawn_cluster(APP, 2)
     asking, idle = await enter(cluster), await enter(cluster)
-    answer = asyncio.ensure_future(asking.client.call("slow", 3.0))
+    answer = asyncio.ensure_future(asking.client.call("until", str(tmp_path / "now"), timeout=20))
     await asyncio.sleep(0.1)
     await asking.client.call("whoami")  # its turn came after
     began = time.monotonic()
     stopping = asyncio.create_task(asyncio.to_thread(cluster.stop))
     await idle.client.ended
     assert not answer.done()
+    (tmp_path / "now").touch()
     assert await answer == "done"
     assert await stopping == 0
     assert time.monotonic() - began < 9
@@ -372,7 +379,7 @@ async def test_a_drain_ends_with_the_worker(spawn_cluster: SpawnCluster, enter: 
     cluster = spawn_cluster(APP, 2)
     await crowd(enter, cluster, 10)
     draining = asyncio.create_task(command(cluster, "drain", "w0", "--window=60", "--json"))
-    await eventually(lambda: cluster.api.get("workers")["data"][0]["state"] == "draining", 5)
+    await eventually(lambda: cluster.api.get("workers")["data"][0]["state"] == "draining", 15)
     cluster.kill_role("hub")  # who waits for the worker does not mind
     await asyncio.sleep(0.5)
     os.kill(cluster.pids["worker-0"], signal.SIGKILL)
@@ -388,9 +395,9 @@ async def test_patience_may_end_while_it_drains(spawn_cluster: SpawnCluster, ent
     os.kill(leaving, signal.SIGTERM)
     await asyncio.sleep(0.8)
     assert sum(one.client.reason is not None for one in everybody) < 5
-    wait_until(lambda: "sessions left" in cluster.status["worker-0"]["status"])
+    wait_until(lambda: "sessions left" in cluster.status["worker-0"]["status"], 20)
     os.kill(leaving, signal.SIGTERM)
-    await eventually(lambda: _ended(leaving), 10)
+    await eventually(lambda: _ended(leaving), 20)
     await asyncio.gather(*(one.client.ended for one in everybody if one.pid == leaving))
     assert all(one.client.reason is None for one in everybody if one.pid != leaving)
 
@@ -411,7 +418,7 @@ async def test_who_comes_back_after_a_mass_of_goodbyes_is_spread_evenly(
             cluster.pids["worker-1"]: others,
         }
 
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not await known():
             await asyncio.sleep(0.02)
     served = Counter(each.pid for each in await crowd(enter, cluster, 150))
@@ -437,7 +444,7 @@ async def test_a_new_worker_beside_an_older_hub_drains_by_its_plan(
             worker.terminate()
             await asyncio.gather(*(one.client.ended for one in everybody))
             assert time.monotonic() - began >= 0.5  # the grace: nobody said that it is alone
-            assert await asyncio.wait_for(worker.wait(), 5) == 0
+            assert await asyncio.wait_for(worker.wait(), 20) == 0
 
 
 @asynccontextmanager

@@ -12,6 +12,8 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
+from supervised import gone
+
 pytestmark = pytest.mark.processes
 
 CODE = """
@@ -28,10 +30,11 @@ client = socket.create_server(("127.0.0.1", 0))
 close_in_forks(lambda: [client.fileno()])
 theirs = socket.create_server(("127.0.0.1", 0))
 pair = socket.socketpair()
-ends = {}
+forks = []
 def open_in_fork():
     read, write = os.pipe()
-    if os.fork() == 0:
+    forks.append(os.fork())
+    if forks[-1] == 0:
         try:
             def is_open(fd):
                 try:
@@ -54,6 +57,7 @@ thread = threading.Thread(target=lambda: thread_result.append(open_in_fork()))
 thread.start(); thread.join()
 time.sleep(0.2)
 print("still open here:", ours.fileno() > 0, client.getsockname()[1] > 0, flush=True)
+print(*forks, flush=True)
 time.sleep(600)
 """
 
@@ -87,14 +91,14 @@ def test_a_fork_ends_with_its_parent_but_not_with_the_thread_that_made_it(
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.readline()
-    forks = psutil.Process(process.pid).children()
-    assert len(forks) == 2, "the thread's fork outlived the thread"
+    of_main, of_thread = map(int, process.stdout.readline().split())
+    assert not gone(of_main)
+    assert not gone(of_thread), "the thread's fork outlived the thread"
     process.kill()
     process.wait()
-    deadline = time.monotonic() + 5
-    of_main, of_thread = sorted(forks, key=lambda one: one.pid)
-    while psutil.pid_exists(of_main.pid) and of_main.status() != psutil.STATUS_ZOMBIE:
+    deadline = time.monotonic() + 15
+    while not gone(of_main):
         assert time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(of_thread.pid, 9)
+    os.kill(of_thread, 9)
     assert Path(f"/proc/{os.getpid()}").exists()

@@ -15,17 +15,17 @@ import pytest
 from faults.chaos import Newcomers
 from faults.crowd import balancer, shows
 from harness import RunningCluster
-from herd import Answer, Herd, Member, Source, command, run
+from herd import Answer, Herd, Member, Source, command, routed, run
 from raw_clients import eventually
 
 pytestmark = pytest.mark.processes
 
 PERIOD = 0.01
-BACK = 3.0
+BACK = 6.0
 """Seconds after its own back-off in which a client is connected again."""
 BUDGET = 500.0
 """Reconnects per second that a drain may cause."""
-SLOWEST = 3.0
+SLOWEST = 6.0
 """Seconds that a client may wait for an answer while processes start on two cores."""
 
 
@@ -43,14 +43,21 @@ class Load:
         self.herd.mark()
         self.newcomers.go()
 
-    async def assert_nothing_was_missed(self) -> None:
-        """Nobody was refused, everybody is back as soon as it asked, and heard every number."""
+    async def assert_nothing_was_missed(self, *pids: int) -> None:
+        """Nobody was refused, everybody is back as soon as it asked, and heard every number.
+
+        All come to these workers: who polls notices only by its next poll that its own has ended.
+        """
         herd = self.herd
-        await herd.complete(10)
+        await eventually(
+            lambda: all(member.pid in pids for member in herd.members),
+            20,
+            lambda: f"not all are at {pids}: {herd.problems[:5]} {herd.failures[-5:]}",
+        )
         said = self.source.said
         await eventually(
             lambda: all(member.next.get(Source.NAME, 0) > said for member in herd.members),
-            10,
+            20,
             lambda: f"{said} is not heard by all, but {self.source.said} is said",
         )
         assert herd.failures == self.newcomers.failures == []
@@ -58,7 +65,7 @@ class Load:
             assert member.holes == [], f"{member.name} missed {member.holes[:3]}"
             for late in member.late:
                 assert late < BACK, f"{member.name} was back {late:.1f} s after its back-off"
-        await shows(self.cluster, "everybody", herd.ids, 10)
+        await shows(self.cluster, "everybody", herd.ids, 20)
         assert herd.problems == []
 
     def drained(self, pid: int) -> list[Member]:
@@ -70,14 +77,15 @@ class Load:
             if loss.worker == pid
         }
         assert at, "the worker had nobody"
-        assert max(at.values()) - min(at.values()) < len(at) / BUDGET + 2
+        assert max(at.values()) - min(at.values()) < len(at) / BUDGET + 5
         return list(at)
 
 
 @asynccontextmanager
 async def load(cluster: RunningCluster, clients: int) -> AsyncIterator[Load]:
     """Let clients listen, a fifth of them by polling, until the context ends."""
-    deadline = time.monotonic() + 10
+    # Who gave up while waiting for a session has left one, until the ping that nobody answers.
+    deadline = time.monotonic() + 25
     while any(one["sessions"] for one in (await balancer(cluster))["workers"]):
         assert time.monotonic() < deadline, "somebody of an earlier test is still there"
         await asyncio.sleep(0.02)
@@ -104,7 +112,7 @@ async def _reload(cluster: RunningCluster, clients: int) -> None:
         said, began = work.source.said, time.monotonic()
         answer = await command(cluster, "reload")
         assert answer.code == 0, answer
-        await work.assert_nothing_was_missed()
+        await work.assert_nothing_was_missed(*workers(cluster).values())
         rate = (work.source.said - said) / (time.monotonic() - began)
         assert rate > 0.2 / PERIOD, f"only {rate:.0f} numbers per second: too slow to tell"
         after = cluster.pids
@@ -145,7 +153,7 @@ def test_a_worker_is_told_to_end_by_hand(cluster_of_two: RunningCluster) -> None
             others = [member for member in work.herd.members if member.pid != pid]
             os.kill(pid, signal.SIGTERM)
             await asyncio.to_thread(cluster.wait_restarted, "worker-1", pid, 30)
-            await work.assert_nothing_was_missed()
+            await work.assert_nothing_was_missed(*workers(cluster).values())
             for member in work.drained(pid):
                 assert len(member.losses) == 1
             for member in others:
@@ -181,18 +189,23 @@ def test_a_worker_is_drained_and_comes_back(cluster_of_two: RunningCluster) -> N
             await ordered("drain", "w1")
             await eventually(lambda: shown("w1")["session_count"] == 0, 30, "it is not empty")
             assert shown("w1")["state"] == "draining"
-            await work.assert_nothing_was_missed()
+            await work.assert_nothing_was_missed(before["worker-0"])
             work.drained(pid)
-            assert {member.pid for member in work.herd.members} == {before["worker-0"]}
             assert all(member.losses == [] for member in others)
 
             await ordered("undrain", "w1")
             await eventually(lambda: shown("w1")["state"] == "ready", 10)
-            work.mark()
-            more = work.herd.add(10)
-            await work.herd.complete(10)
+            await routed(cluster, before["worker-0"], pid)
+            # One after the other, and nobody beside them: who is slow to take one gets no second.
+            await work.newcomers.rest()
+            work.herd.mark()
+            more: list[Member] = []
+            for _ in range(10):
+                more += work.herd.add(1)
+                await work.herd.complete(20)
             assert {member.pid for member in more} == {pid}
-            await work.assert_nothing_was_missed()
+            work.newcomers.go()
+            await work.assert_nothing_was_missed(before["worker-0"], pid)
             assert all(member.losses == [] for member in work.herd.members)
         assert cluster.pids == before
 

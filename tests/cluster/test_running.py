@@ -24,6 +24,8 @@ from click.testing import CliRunner
 
 from harness import RunningCluster, wait_until
 from limpet_cluster.cli import limpet
+from raw_clients import eventually
+from supervised import rewrite
 
 pytestmark = pytest.mark.processes
 
@@ -41,10 +43,10 @@ class Guest:
             self.client.on(event, lambda what, event=event: self.heard.append((event, what)))
 
     async def call(self, event: str, *args: object) -> Any:
-        return await self.client.call(event, args, timeout=5)
+        return await self.client.call(event, args, timeout=15)
 
     async def hears(self, event: str) -> Any:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 15
         while not (found := [what for name, what in self.heard if name == event]):
             assert time.monotonic() < deadline, f"{event} was not heard, but {self.heard}"
             await self.client.sleep(0.01)
@@ -93,7 +95,7 @@ async def test_people_chat_across_workers(enter: Enter) -> None:
 
 
 def test_the_page_escapes_what_the_request_says(chat: RunningCluster) -> None:
-    connection = http.client.HTTPConnection(*chat.address, timeout=5)
+    connection = http.client.HTTPConnection(*chat.address, timeout=15)
     connection.request("GET", "/", headers={"Host": "evil<script>"})
     body = connection.getresponse().read()
     connection.close()
@@ -101,7 +103,7 @@ def test_the_page_escapes_what_the_request_says(chat: RunningCluster) -> None:
 
 
 def test_health(chat: RunningCluster) -> None:
-    with urllib.request.urlopen(f"{chat.url}/healthz", timeout=5) as response:
+    with urllib.request.urlopen(f"{chat.url}/healthz", timeout=15) as response:
         assert json.load(response)["status"] == "ok"
 
 
@@ -110,6 +112,11 @@ async def test_the_command_line_sees_who_is_there(chat: RunningCluster, enter: E
     for guest in (ada, tab, grace):
         await guest.call("enter", "dock/1 \x1b[31m?")
     await grace.call("enter", "island")
+
+    def connections() -> int:
+        return sum(one["connections"] for one in chat.api.get("workers")["data"])
+
+    await eventually(lambda: connections() == 3, 15)  # those of the tests before have gone
 
     def ask(*arguments: str) -> Any:
         command = [*arguments, f"--run-dir={chat.run_directory}"]
@@ -170,7 +177,7 @@ def test_nothing_outlives_a_killed_supervisor_and_another_may_follow(
     cluster = spawn_cluster(CHAT, 2)
     pids = cluster.pids
     cluster.kill()
-    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids.values()), 5)
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids.values()), 15)
     cluster.start(bind="{}:{}".format(*cluster.address))
     with urllib.request.urlopen(cluster.url, timeout=10) as response:
         assert response.status == 200
@@ -188,7 +195,7 @@ def test_listens_on_ipv6_and_unix_sockets_too(
     )["supervisor"]["urls"]
     assert urls[0].startswith("http://[::1]:")
     assert urls[1] == f"unix:{path}"
-    with urllib.request.urlopen(urls[0], timeout=5) as response:
+    with urllib.request.urlopen(urls[0], timeout=15) as response:
         assert response.status == 200
     with socket.socket(socket.AF_UNIX) as connection:
         connection.connect(path)
@@ -219,11 +226,11 @@ def test_in_development_a_changed_module_is_served(
             return ""
 
     assert served() == "one"
-    module.write_text("this is no Python")
-    wait_until(lambda: "waits for the code to change" in cluster.text, 15)
+    rewrite(module, "this is no Python")
+    wait_until(lambda: "waits for the code to change" in cluster.text, 30)
     assert "SyntaxError" in cluster.text
-    module.write_text(source.format("two"))
-    wait_until(lambda: served() == "two", 15, cluster.text)
+    rewrite(module, source.format("two"))
+    wait_until(lambda: served() == "two", 30, cluster.text)
     assert cluster.stop() == 0
 
 
@@ -239,7 +246,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_supervisor_alone(tmp_path: Path) -> No
         if line.startswith("limpet is ready"):
             break
     os.killpg(process.pid, signal.SIGINT)
-    _, errors = process.communicate(timeout=15)
+    _, errors = process.communicate(timeout=30)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
     assert "was killed" not in errors

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -17,12 +18,14 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from harness import require
-from supervised import DRIVE, Supervised, gone, until
+from harness import require, stopped
+from supervised import DRIVE, Supervised, gone, rewrite, until
 
 pytestmark = pytest.mark.processes
 
 Supervise = Callable[..., Supervised]
+STALL = 3.0
+"""Seconds of silence that are too many: twice what a busy machine may keep a process waiting."""
 
 
 def test_starts_the_hub_first_and_ends_it_last(supervise: Supervise) -> None:
@@ -60,7 +63,7 @@ def test_no_orphan_survives_kill_9(supervise: Supervise) -> None:
     cluster = supervise().ready()
     pids = [one["pid"] for one in cluster.status().values()]
     cluster.process.kill()
-    until(lambda: all(map(gone, pids)), cluster, 5)
+    until(lambda: all(map(gone, pids)), cluster)
 
 
 def test_a_killed_child_is_started_again(supervise: Supervise) -> None:
@@ -95,14 +98,24 @@ def test_a_crash_loop_backs_off_and_leaves_the_others_alone(supervise: Supervise
 
 @pytest.mark.parametrize("what", ["*", "*.sock"])
 def test_a_run_directory_that_was_removed_is_made_anew(supervise: Supervise, what: str) -> None:
-    cluster = supervise(policy={"stall_after": 2.0}).ready()
+    cluster = supervise(policy={"stall_after": STALL}).ready()
     before = {name: cluster.pid(name) for name in ("hub", "worker-0", "worker-1", "balancer")}
-    for path in cluster.directory.glob(what):
-        path.unlink()
+    # The supervisor notices as soon as its notify socket is away: nothing may be left to do then.
     if what == "*":
-        cluster.directory.rmdir()
-    until(lambda: cluster.status().get("hub", {}).get("state") == "ready", cluster)
-    time.sleep(2.5)
+        removed = cluster.directory.with_name("removed")
+        cluster.directory.rename(removed)
+        shutil.rmtree(removed)
+    else:
+        (cluster.directory / "supervisor.sock").unlink()
+        (cluster.directory / "notify.sock").unlink()
+
+    def mended() -> bool:
+        status = cluster.status()
+        new = [name for name in before if status and status[name]["pid"] != before[name]]
+        return "hub" in new and {one["state"] for one in status.values()} == {"ready"}
+
+    until(mended, cluster)
+    time.sleep(STALL + 0.5)
     after = {name: one["pid"] for name, one in cluster.status().items()}
     assert [name for name in before if after[name] == before[name]] == ["worker-0", "worker-1"]
     assert {one["state"] for one in cluster.status().values()} == {"ready"}
@@ -112,22 +125,24 @@ def test_a_run_directory_that_was_removed_is_made_anew(supervise: Supervise, wha
 
 
 def test_a_run_directory_that_another_cluster_took_is_left_to_it(supervise: Supervise) -> None:
-    cluster = supervise(policy={"stall_after": 2.0}).ready()
+    cluster = supervise(policy={"stall_after": STALL}).ready()
     before = {name: cluster.pid(name) for name in ("hub", "worker-0", "worker-1", "balancer")}
-    shutil.rmtree(cluster.directory)
-    cluster.directory.mkdir(0o700)
-    (cluster.directory / "notify.sock").touch()
-    with (cluster.directory / "supervisor.lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with ExitStack() as others:
+        with stopped(cluster.process.pid):  # else it might take the directory back first
+            shutil.rmtree(cluster.directory)
+            cluster.directory.mkdir(0o700)
+            (cluster.directory / "notify.sock").touch()
+            held = others.enter_context((cluster.directory / "supervisor.lock").open("w"))
+            fcntl.flock(held, fcntl.LOCK_EX)
         until(lambda: "processes go on as they are" in cluster.text, cluster)
-        time.sleep(2.5)
+        time.sleep(STALL + 0.5)
         assert all(not gone(pid) for pid in before.values())
         cluster.process.send_signal(signal.SIGTERM)
         assert cluster.ended() == 0
 
 
 def test_a_stalled_child_is_replaced(supervise: Supervise) -> None:
-    cluster = supervise(policy={"stall_after": 2.0}).ready()
+    cluster = supervise(policy={"stall_after": STALL}).ready()
     before = cluster.pid("worker-0")
     os.kill(before, signal.SIGSTOP)
     until(lambda: gone(before), cluster)
@@ -140,9 +155,9 @@ def test_a_stalled_child_is_replaced(supervise: Supervise) -> None:
 def test_a_stopped_supervisor_does_not_hold_its_own_silence_against_others(
     supervise: Supervise,
 ) -> None:
-    cluster = supervise(policy={"stall_after": 2.0}).ready()
+    cluster = supervise(policy={"stall_after": STALL}).ready()
     cluster.process.send_signal(signal.SIGSTOP)
-    time.sleep(3.5)  # more than a second longer
+    time.sleep(STALL + 1.5)  # more than a second longer
     cluster.process.send_signal(signal.SIGCONT)
     time.sleep(0.5)
     assert {one["restarts"] for one in cluster.status().values()} == {0}
@@ -152,7 +167,7 @@ def test_a_deaf_child_is_killed_at_the_deadline(supervise: Supervise) -> None:
     cluster = supervise(ways={"worker-0": "deaf"}, policy={"stop_timeout": 0.5}).ready()
     pid = cluster.pid("worker-0")
     cluster.process.send_signal(signal.SIGTERM)
-    assert cluster.ended(5) == 1
+    assert cluster.ended() == 1
     assert gone(pid)
     assert "did not end in time" in cluster.text
 
@@ -163,15 +178,16 @@ def test_a_second_interrupt_is_quick(supervise: Supervise) -> None:
     until(lambda: "ending 2 workers" in cluster.text, cluster)
     assert cluster.process.poll() is None
     cluster.process.send_signal(signal.SIGINT)
-    assert cluster.ended(10) == 1
+    assert cluster.ended() == 1
 
 
 def test_a_quick_end_does_not_wait_for_what_is_to_start_again(supervise: Supervise) -> None:
-    cluster = supervise(policy={"backoff_first": 10.0}).ready()
+    # Nobody of the others may be killed for being slow: the exit code would tell that.
+    cluster = supervise(policy={"backoff_first": 60.0, "backoff_longest": 60.0}, at_once=10).ready()
     os.kill(cluster.pid("worker-0"), signal.SIGKILL)
     until(lambda: cluster.status()["worker-0"]["state"] == "waiting", cluster)
     cluster.process.send_signal(signal.SIGQUIT)
-    assert cluster.ended(5) == 0
+    assert cluster.ended() == 0
     assert len(cluster.journal("worker-0", "start")) == 1
 
 
@@ -186,7 +202,7 @@ def test_what_a_child_leaves_behind_goes_with_it(supervise: Supervise) -> None:
     worker = psutil.Process(cluster.pid("worker-0"))
     [forked] = worker.children()
     worker.kill()
-    until(lambda: gone(forked.pid), cluster, 5)
+    until(lambda: gone(forked.pid), cluster)
 
 
 @pytest.mark.parametrize("name", ["hub", "worker-1", "balancer"])
@@ -206,9 +222,10 @@ def test_a_child_that_ends_before_it_is_ready_ends_the_start(supervise: Supervis
 
 
 def test_a_child_that_is_never_ready_ends_the_start(supervise: Supervise) -> None:
-    cluster = supervise(ways={"balancer": "never ready"}, policy={"start_timeout": 3.0})
+    # The others must be ready in that time: else one of them ends the start.
+    cluster = supervise(ways={"balancer": "never ready"}, policy={"start_timeout": 6.0})
     assert cluster.ended() == 1
-    assert "balancer was not ready after 3 s" in cluster.text
+    assert "balancer was not ready after 6 s" in cluster.text
 
 
 def test_a_later_refusal_is_shown_once_and_tried_again(supervise: Supervise) -> None:
@@ -228,7 +245,7 @@ def test_in_development_changed_code_restarts_the_workers(
     cluster = supervise(
         watch=str(tmp_path), ways={"worker-1": "refuse later"}, policy=development
     ).ready()
-    (tmp_path / "app.py").write_text("x = 1")
+    rewrite(tmp_path / "app.py", "x = 1")
     until(lambda: cluster.status()["worker-0"]["restarts"] == 1, cluster)
     until(lambda: "waits for the code to change" in cluster.text, cluster)
     assert "app.py changed" in cluster.text
@@ -237,7 +254,7 @@ def test_in_development_changed_code_restarts_the_workers(
     time.sleep(0.6)
     assert len(cluster.journal("worker-1", "start")) == starts
     assert cluster.status()["hub"]["restarts"] == 0
-    (tmp_path / "app.py").write_text("x = 12")
+    rewrite(tmp_path / "app.py", "x = 12")
     until(lambda: len(cluster.journal("worker-1", "start")) == starts + 1, cluster)
     cluster.process.send_signal(signal.SIGTERM)
     assert cluster.ended() == 0
@@ -268,13 +285,14 @@ def test_as_pid_1_it_collects_the_orphans_of_others_and_ends_on_term(
     [orphan] = worker.children()
     # The worker's end makes the orphan a child of PID 1; its group is ended, and it is collected.
     worker.kill()
-    until(lambda: not psutil.pid_exists(orphan.pid), cluster, 5)
-    until(lambda: cluster.status().get("worker-0", {}).get("restarts") == 1, cluster)
+    until(lambda: not psutil.pid_exists(orphan.pid), cluster)
+    until(partial(_is_back, cluster, "worker-0"), cluster)
+    known = {one.pid for one in first.children()}
     # A stranger that PID 1 has never heard of, adopted because its parent ended.
     namespace = ["nsenter", "--target", str(first.pid), "--pid", "--mount"]
-    subprocess.run([*namespace, "sh", "-c", "(sleep 0.2; :) & exit 0"], check=True, timeout=5)
-    time.sleep(0.6)
-    zombies = [one for one in first.children() if one.status() == psutil.STATUS_ZOMBIE]
-    assert zombies == []
+    subprocess.run([*namespace, "sh", "-c", "sleep 600 & exit 0"], check=True, timeout=20)
+    [stranger] = [one for one in first.children() if one.pid not in known]
+    stranger.kill()
+    until(lambda: not psutil.pid_exists(stranger.pid), cluster)
     first.terminate()
     assert cluster.ended() == 0

@@ -24,7 +24,7 @@ from limpet_cluster.supervisor.commands import (
     ask,
     supervisor_pid,
 )
-from supervised import Supervised, gone, until
+from supervised import Supervised, gone, rewrite, until
 
 pytestmark = pytest.mark.processes
 
@@ -51,7 +51,7 @@ class Asked:
         return [(one.get("step"), one.get("slot")) for one in self.told if "step" in one]
 
     def wait(self) -> Asked:
-        self._thread.join(20)
+        self._thread.join(30)  # longer than the answer may take
         assert not self._thread.is_alive()
         return self
 
@@ -97,9 +97,10 @@ def test_scaled_up_with_a_worker_that_fails(supervise: Supervise) -> None:
     assert str(error).startswith("the module is broken\nline 2\n\nw2 did not come up")
     assert error.answer["slots"] == [0, 1, 3]
     assert workers(cluster) == {"0": "ready", "1": "ready", "3": "ready"}
+    # Until it was taken away it might have been tried once more.
     starts = len(cluster.journal("worker-2", "start"))
     time.sleep(0.5)
-    assert len(cluster.journal("worker-2", "start")) == starts == 1, "it is not tried again"
+    assert len(cluster.journal("worker-2", "start")) == starts, "it is not tried again"
 
 
 def test_reload_with_new_settings(supervise: Supervise) -> None:
@@ -149,10 +150,13 @@ def test_reload_of_what_does_not_come_up_changes_nothing(supervise: Supervise) -
 
 
 def test_a_spare_that_is_not_ready_in_time(supervise: Supervise) -> None:
-    cluster = supervise(policy={"start_timeout": 3.0}).ready()
-    cluster.renew(ways={"worker-2": "never ready"})
+    cluster = supervise().ready()
+    soon = {"start_timeout": 0.5}  # too soon for any that is to be ready: only the spare starts
+    cluster.renew(policy=soon)
+    cluster.ask("restart", what=["hub"])
+    cluster.renew(policy=soon, ways={"worker-2": "never ready"})
     error = refused(cluster, "reload")
-    assert "worker-2 was not ready after 3 s" in str(error)
+    assert "worker-2 was not ready after 0.5 s" in str(error)
     assert workers(cluster) == {"0": "ready", "1": "ready"}
 
 
@@ -187,9 +191,15 @@ def test_settings_that_cannot_be_used_change_nothing(supervise: Supervise) -> No
 def test_new_code_that_ends_soon_after_it_was_ready_replaces_no_further_worker(
     supervise: Supervise,
 ) -> None:
-    cluster = supervise(ways={"worker-0": "drain 1"}).ready()
-    cluster.renew(ways={"worker-2": "short 0.3"})
-    error = refused(cluster, "reload")
+    cluster = supervise(ways={"worker-0": "drain until told"}).ready()
+    cluster.renew(ways={"worker-2": "end when told"})
+    asked = Asked(cluster, "reload")
+    until(lambda: ("drain", 0) in asked.steps(), cluster)
+    cluster.tell("worker-2")
+    until(lambda: "exit" in cluster.status()["worker-2"]["ends"], cluster)
+    cluster.tell("worker-0")
+    error = asked.wait().error
+    assert error is not None
     assert error.exit_code == 75
     assert "worker-2 came up, but ended with exit code 3 soon after" in str(error)
     assert "Old code: w1." in str(error)
@@ -197,12 +207,14 @@ def test_new_code_that_ends_soon_after_it_was_ready_replaces_no_further_worker(
 
 
 def test_who_asks_for_a_reload_by_signal_during_one_gets_another(supervise: Supervise) -> None:
-    cluster = supervise(ways={"worker-0": "drain 0.5"}).ready()
+    cluster = supervise(ways={"worker-0": "drain until told"}).ready()
     cluster.process.send_signal(signal.SIGHUP)
     until(lambda: "draining w0" in cluster.text, cluster)
     cluster.renew(mark="new")
     for _ in range(5):
         cluster.process.send_signal(signal.SIGHUP)
+    assert cluster.status()["worker-0"]["state"] == "stopping"  # signals are taken before it asks
+    cluster.tell("worker-0")
     until(lambda: cluster.text.count("w0 and w1 run the new code") == 2, cluster)
     time.sleep(0.3)
     assert workers(cluster) == {"0": "ready", "1": "ready"}
@@ -211,16 +223,24 @@ def test_who_asks_for_a_reload_by_signal_during_one_gets_another(supervise: Supe
 
 
 def test_a_worker_that_crashes_during_a_reload(supervise: Supervise) -> None:
-    cluster = supervise(ways={"worker-0": "drain 1"}).ready()
+    cluster = supervise(ways={"worker-0": "drain until told"}).ready()
     asked = Asked(cluster, "reload")
     until(lambda: ("drain", 0) in asked.steps(), cluster)
     os.kill(cluster.pid("worker-1"), signal.SIGKILL)  # one that serves meanwhile
     os.kill(cluster.pid("worker-2"), signal.SIGKILL)  # the spare
+    for name in ("worker-1", "worker-2"):
+        until(partial(_is_back, cluster, name), cluster)
+    cluster.tell("worker-0")
     asked.wait()
     assert asked.answer is not None, asked.error
     assert asked.answer["slots"] == [0, 1]
     assert workers(cluster) == {"0": "ready", "1": "ready"}
     assert cluster.status()["worker-1"]["ends"].keys() == {"signal", "reload"}
+
+
+def _is_back(cluster: Supervised, name: str) -> bool:
+    one = cluster.status()[name]
+    return bool(one["restarts"] == 1 and one["state"] == "ready")
 
 
 def test_a_worker_that_crashes_while_it_drains_is_gone(supervise: Supervise) -> None:
@@ -236,13 +256,16 @@ def test_a_worker_that_crashes_while_it_drains_is_gone(supervise: Supervise) -> 
 def test_a_drain_may_take_longer_than_stop_timeout_and_tells_how_far_it_is(
     supervise: Supervise,
 ) -> None:
-    cluster = supervise(ways={"worker-1": "drain 3"}, policy={"stop_timeout": 2.0}).ready()
-    began = time.monotonic()
-    asked = Asked(cluster, "scale", workers=1).wait()
-    assert time.monotonic() - began > 2.9
-    assert asked.answer is not None
+    ways = {"worker-1": "drain until told"}
+    cluster = supervise(ways=ways, policy={"stop_timeout": 3.0}).ready()
+    asked = Asked(cluster, "scale", workers=1)
+    until(lambda: ("drain", 1) in asked.steps(), cluster)
+    until(lambda: sum("left" in one for one in list(asked.told)) >= 2, cluster)
+    time.sleep(2.0)  # four seconds in all
+    assert asked.answer is None
+    cluster.tell("worker-1")
+    assert asked.wait().answer is not None
     left = [one["left"] for one in asked.told if "left" in one]
-    assert len(left) >= 2
     assert sorted(left, reverse=True) == left
     assert "did not end in time" not in cluster.text
 
@@ -255,6 +278,8 @@ def test_a_deaf_worker_is_killed_at_its_deadline_and_the_operation_goes_on(
     assert "scale: w1 did not end in time and was killed" in cluster.text
     assert "worker-1 (pid" in cluster.text
     assert "did not end in time; it is killed" in cluster.text
+    cluster.renew(policy={"stop_timeout": 20.0})  # the others are not deaf, only slow perhaps
+    cluster.ask("restart", what=["hub"])
     cluster.process.send_signal(signal.SIGTERM)
     assert cluster.ended() == 0, "that was no failure of the end"
 
@@ -285,7 +310,7 @@ def test_a_reload_does_not_wait_for_a_hub_that_cannot_come_up(supervise: Supervi
 
 
 def test_one_operation_at_a_time_and_stop_interrupts_it(supervise: Supervise) -> None:
-    cluster = supervise(ways={"worker-1": "drain 30"}).ready()
+    cluster = supervise(ways={"worker-1": "drain 30"}, at_once=10).ready()
     asked = Asked(cluster, "scale", workers=1)
     until(lambda: cluster.journal("worker-1", "term"), cluster)
     error = refused(cluster, "reload")
@@ -300,19 +325,22 @@ def test_one_operation_at_a_time_and_stop_interrupts_it(supervise: Supervise) ->
 
 
 def test_operations_are_refused_before_the_cluster_is_ready(supervise: Supervise) -> None:
-    cluster = supervise(ways={"worker-1": "slow start 1.5"})
+    cluster = supervise(ways={"worker-1": "start when told"})
     until(lambda: cluster.journal("worker-0", "start"), cluster)
     assert "still starting" in str(refused(cluster, "reload"))
+    cluster.tell("worker-1")
     cluster.ready()
     cluster.ask("scale", workers=1)
 
 
 def test_stop_waits_for_the_end_and_says_so(supervise: Supervise) -> None:
-    cluster = supervise(ways={"worker-0": "drain 3"}).ready()
+    cluster = supervise(ways={"worker-0": "drain until told"}).ready()
     pids = [one["pid"] for one in cluster.status().values()]
-    asked = Asked(cluster, "stop").wait()
-    assert asked.answer == {"forced": False}
-    assert "waiting for hub, worker-0, balancer" in [one["progress"] for one in asked.told]
+    asked = Asked(cluster, "stop")
+    waiting = "waiting for hub, worker-0, balancer"
+    until(lambda: waiting in [one["progress"] for one in list(asked.told)], cluster)
+    cluster.tell("worker-0")
+    assert asked.wait().answer == {"forced": False}
     assert all(map(gone, pids))
     assert cluster.ended() == 0
     with pytest.raises(NoSupervisorError):
@@ -336,16 +364,17 @@ def test_a_quick_stop_of_a_deaf_worker_kills_it(supervise: Supervise) -> None:
 
 
 def test_a_quick_stop_does_not_let_a_worker_ask_for_more_time(supervise: Supervise) -> None:
-    cluster = supervise(ways={"worker-0": "drain 30", "worker-1": "drain 30"}).ready()
+    cluster = supervise(ways={f"worker-{slot}": "drain 30" for slot in (0, 1)}, at_once=10).ready()
     cluster.process.send_signal(signal.SIGTERM)
     until(lambda: len(cluster.journal("worker", "term")) == 2, cluster)
     cluster.process.send_signal(signal.SIGINT)
-    assert cluster.ended(15) == 0
+    assert cluster.ended() == 0
 
 
 def test_a_third_interrupt_kills_without_waiting(supervise: Supervise) -> None:
     ways = {"hub": "deaf", "worker-0": "deaf", "worker-1": "drain 30"}
-    cluster = supervise(ways=ways, policy={"stop_timeout": 30}).ready()
+    # The second one would come to killing before the third had its turn.
+    cluster = supervise(ways=ways, policy={"stop_timeout": 60}, at_once=60).ready()
     draining = cluster.pid("worker-1")
     cluster.process.send_signal(signal.SIGINT)
     until(lambda: cluster.journal("worker-1", "term"), cluster)
@@ -423,7 +452,7 @@ def test_an_operation_survives_the_one_who_asked(supervise: Supervise) -> None:
 
 
 def test_an_interrupted_command_says_that_the_operation_goes_on(supervise: Supervise) -> None:
-    cluster = supervise(ways={"worker-0": "drain 1"}).ready()
+    cluster = supervise(ways={"worker-0": "drain until told"}).ready()
     asking = subprocess.Popen(
         [sys.executable, "-m", "limpet", "reload", f"--run-dir={cluster.directory}"],
         stdout=subprocess.DEVNULL,
@@ -431,19 +460,22 @@ def test_an_interrupted_command_says_that_the_operation_goes_on(supervise: Super
     )
     until(lambda: "draining w0" in cluster.text, cluster)
     asking.send_signal(signal.SIGINT)
-    _, errors = asking.communicate(timeout=10)
+    _, errors = asking.communicate(timeout=20)
     assert asking.returncode == 130
     assert b"reload goes on; limpet status tells how it goes" in errors
+    cluster.tell("worker-0")
     until(lambda: "w0 and w1 run the new code" in cluster.text, cluster)
 
 
 def test_signals(supervise: Supervise) -> None:
-    cluster = supervise(ways={"worker-2": "slow start 1"}).ready()
+    cluster = supervise(ways={"worker-2": "start when told"}).ready()
     cluster.process.send_signal(signal.SIGTTIN)
     until(lambda: cluster.journal("worker-2", "start"), cluster)
     cluster.process.send_signal(signal.SIGTTIN)  # its turn comes when the first is done
     cluster.process.send_signal(signal.SIGUSR1)
     cluster.process.send_signal(signal.SIGUSR2)
+    assert workers(cluster)["2"] == "starting"  # signals are taken before it answers
+    cluster.tell("worker-2")
     until(lambda: workers(cluster) == dict.fromkeys("0123", "ready"), cluster)
     assert re.search(r"INFO balancer: ready, pid \d+, restarts: 0, at work", cluster.text)
     cluster.process.send_signal(signal.SIGTTOU)
@@ -470,11 +502,13 @@ def test_in_development_code_may_change_during_a_reload(
 ) -> None:
     (tmp_path / "app.py").write_text("")
     development = {"stall_after": 0.0, "start_timeout": 0.0}
-    cluster = supervise(watch=str(tmp_path), ways={"worker-0": "drain 1"}, policy=development)
-    cluster.ready()
+    ways = {"worker-0": "drain until told"}
+    cluster = supervise(watch=str(tmp_path), ways=ways, policy=development).ready()
     asked = Asked(cluster, "reload")
     until(lambda: ("drain", 0) in asked.steps(), cluster)
-    (tmp_path / "app.py").write_text("x = 1")
+    rewrite(tmp_path / "app.py", "x = 1")
+    until(lambda: "app.py changed" in cluster.text, cluster)
+    cluster.tell("worker-0")
     asked.wait()
     assert asked.answer is not None, asked.error
     assert asked.answer["slots"] == [0, 1]
@@ -482,9 +516,8 @@ def test_in_development_code_may_change_during_a_reload(
 
 
 def test_reasons_of_an_end(supervise: Supervise) -> None:
-    cluster = supervise(
-        workers=3, ways={"worker-2": "crash later"}, policy={"stall_after": 2.0, "backoff_first": 5}
-    ).ready()
+    ways = {"worker-2": "crash later when told"}
+    cluster = supervise(workers=3, ways=ways, policy={"stall_after": 3.0}).ready()
 
     def ends() -> dict[str, Any]:
         return {name: one["last_end"] for name, one in cluster.status().items() if one["last_end"]}
@@ -492,10 +525,11 @@ def test_reasons_of_an_end(supervise: Supervise) -> None:
     os.kill(cluster.pid("worker-0"), signal.SIGSTOP)
     until(lambda: "worker-0" in ends(), cluster)
     os.kill(cluster.pid("worker-1"), signal.SIGKILL)
-    os.kill(cluster.pid("worker-2"), signal.SIGSEGV)  # and crashes when it is back
+    os.kill(cluster.pid("worker-2"), signal.SIGSEGV)
     until(lambda: len(ends()) == 3, cluster)
     assert ends()["worker-0"].startswith("was silent for too long; was killed by ")
     assert ends()["worker-1"] == "was killed by SIGKILL"
     assert ends()["worker-2"] == "was killed by SIGSEGV"
     assert ask(cluster.directory, "status")["worker_ends"] == {"signal": 2, "stalled": 1}
-    until(lambda: ends()["worker-2"] == "ended with exit code 3", cluster, 20)
+    cluster.tell("worker-2")
+    until(lambda: ends()["worker-2"] == "ended with exit code 3", cluster)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from pathlib import Path
 
 from aiohttp import web
 
@@ -33,6 +34,14 @@ async def slow(_socket: Socket, seconds: float) -> str:
     return "done"
 
 
+@io.on("until")
+async def until(_socket: Socket, path: str) -> str:
+    """Take until a file is there."""
+    while not Path(path).exists():
+        await asyncio.sleep(0.01)
+    return "done"
+
+
 @io.on("burst")
 async def burst(socket: Socket, count: int, size: int, seconds: float) -> int:
     """Send much, take a while, send the rest, all just before the client is closed."""
@@ -59,6 +68,7 @@ async def page(_request: web.Request) -> web.Response:
 
 
 async def slow_page(_request: web.Request) -> web.Response:
+    print("the slow page is asked for", flush=True)
     await asyncio.sleep(1.0)
     return web.Response(text=str(os.getpid()))
 

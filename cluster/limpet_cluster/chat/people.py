@@ -40,7 +40,7 @@ _PATIENCE: Final = 2.0
 class Room:
     """What this worker's members of a room were told."""
 
-    __slots__ = ("asked", "count", "known", "names")
+    __slots__ = ("asked", "count", "known", "names", "renamed")
 
     def __init__(self) -> None:
         self.names: frozenset[str] | None = None
@@ -51,6 +51,8 @@ class Room:
         """Number of the latest question."""
         self.known = 0
         """Number of the latest question whose answer is in here."""
+        self.renamed: list[tuple[str, str]] = []
+        """Names before and after that nobody was told of: whichever question finds them tells."""
 
     @property
     def told(self) -> dict[str, object]:
@@ -101,14 +103,19 @@ class People:
     async def rename(self, socket: Socket, name: str, before: str) -> None:
         """Tell everybody in a room of somebody's new name."""
         room = self._rooms.setdefault(name, Room())
+        renamed = (before, str(socket.user))
+        room.renamed.append(renamed)
         self._watch()
         try:
-            await self._look(name, room, everywhere=True, renamed=(before, socket.user))
+            await self._look(name, room, everywhere=True)
         except PresenceUnavailable:
-            told = {"room": name, "from": before, "to": socket.user}
-            self._io.to(name).emit("renamed", told)
-            if room.names is not None:
-                room.names = room.names - {before} | {socket.user}
+            if renamed in room.renamed:
+                self._tell_renamed(name, renamed)
+                if room.names is not None:
+                    room.names = room.names - {before} | {renamed[1]}
+        finally:
+            if renamed in room.renamed:
+                room.renamed.remove(renamed)
 
     def left(self, name: str) -> None:
         """Find out soon whether somebody who left a room was the last of that name there."""
@@ -186,7 +193,6 @@ class People:
         *,
         everywhere: bool,
         newcomer: Socket | None = None,
-        renamed: tuple[str, str] | None = None,
     ) -> None:
         """Ask who is in a room, and tell its members what changed.
 
@@ -195,7 +201,6 @@ class People:
             room: what was told of it.
             everywhere: whether the members on other workers are told as well.
             newcomer: who has just joined and needs not be told.
-            renamed: a name before and after.
 
         Raises:
             PresenceUnavailable: nobody knows.
@@ -222,8 +227,9 @@ class People:
                 to.local.emit("people", {"room": name, **room.told})
             return
         came, went = names - before, before - names
-        if renamed is not None and renamed[0] in went and renamed[1] in came:
-            to.emit("renamed", {"room": name, "from": renamed[0], "to": renamed[1]})
+        for renamed in [one for one in room.renamed if one[0] in went and one[1] in came]:
+            room.renamed.remove(renamed)
+            self._tell_renamed(name, renamed)
             came, went = came - {renamed[1]}, went - {renamed[0]}
         if len(came) + len(went) > _CHANGES:
             to.local.emit("people", {"room": name, **room.told})
@@ -232,6 +238,10 @@ class People:
             to.emit("left", {"room": name, "user": user})
         for user in sorted(came):
             to.emit("entered", {"room": name, "user": user})
+
+    def _tell_renamed(self, name: str, renamed: tuple[str, str]) -> None:
+        before, after = renamed
+        self._io.to(name).emit("renamed", {"room": name, "from": before, "to": after})
 
     async def _ask(self, name: str) -> tuple[frozenset[str] | None, int, bool]:
         """Return who is in a room (None: a crowd), how many, and whether that is all."""

@@ -84,7 +84,7 @@ def drain(
         if wait and left:
             with progress(f"draining {title}", quiet=as_json) as bar:
                 bar.set(left=left, total=total)
-                for left in _progress(api, answer["worker"]["id"], title, timeout):
+                for left in _progress(api, answer["worker"]["id"], title, total, timeout):
                     bar.set(left=left, total=total)
         took = time.monotonic() - began
     if as_json:
@@ -103,7 +103,9 @@ def drain(
         click.echo(f"{title} is empty ({_sessions(total)} in {took:.1f} s)")
 
 
-def _progress(api: ApiClient, id_: str, title: str, timeout: float | None) -> Iterator[int]:
+def _progress(
+    api: ApiClient, id_: str, title: str, left: int, timeout: float | None
+) -> Iterator[int]:
     """Yield how many sessions are left, until none is.
 
     Raises:
@@ -111,7 +113,7 @@ def _progress(api: ApiClient, id_: str, title: str, timeout: float | None) -> It
         options.Failure: somebody took the worker back.
     """
     until = None if timeout is None else time.monotonic() + timeout
-    left, heard = 1, time.monotonic()
+    heard = time.monotonic()
     while left:
         if until is not None and time.monotonic() >= until:
             raise options.TimedOut(
@@ -129,6 +131,8 @@ def _progress(api: ApiClient, id_: str, title: str, timeout: float | None) -> It
         if found is None or found["state"] == "gone":
             yield 0  # it has ended: nobody is left there
             return
+        if found["state"] == "starting":
+            continue  # a hub that has just started is yet to hear how it stands
         if found["state"] != "draining":
             raise options.Failure(f"{title} was taken back meanwhile: it takes sessions again")
         left = found["session_count"]

@@ -91,8 +91,8 @@ class CommandServer:
         )
         self.path.chmod(0o600)
 
-    async def finish(self, within: float = 0.5) -> None:
-        """Give those who wait for an answer a moment to get it."""
+    async def finish(self, within: float = 3.0) -> None:
+        """Give those who wait for an answer the time to get it."""
         if self._serving:
             await asyncio.wait(self._serving, timeout=within)
 
