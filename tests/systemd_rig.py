@@ -14,6 +14,7 @@ For Debian 13, for example, as root, and with what belongs to that Python:
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import importlib.util
 import os
@@ -27,11 +28,14 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from harness import TESTS, wait_until
-from limpet_cluster.units.render import templates
+from limpet_balancer.channel import ask_stats
+from limpet_balancer.handover import HandoverError
+from limpet_cluster.units.render import RUN_DIRECTORY, TARGET, templates
 from raw_clients import Address
 
 PROJECT: Final = TESTS.parent
@@ -156,29 +160,43 @@ class Host:
                 return False
             self.init = int(children[0])
             # Until it has become systemd, it is a shell that still mounts.
-            if Path(f"/proc/{self.init}/exe").readlink().name != "systemd":
+            try:
+                if Path(f"/proc/{self.init}/exe").readlink().name != "systemd":
+                    return False
+            except OSError:  # it has ended meanwhile, which the rig tells in a moment
                 return False
             state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
             return state in {"running", "degraded"}
 
-        wait_until(up, 30, f"the host did not boot\n{self.console}")
+        wait_until(up, 60, f"the host did not boot\n{self.console}")
 
     def power_off(self) -> None:
         """End it and remove what it leaves."""
         if self._rig is not None:
             if self._rig.poll() is None:
-                self.run("systemctl", "poweroff", "--force", check=False)
-                try:
-                    self._rig.wait(15)
-                except subprocess.TimeoutExpired:
-                    os.kill(self.init, signal.SIGKILL)
-                    self._rig.wait(5)
+                self._end_rig(self._rig)
             self._rig = None
         if self._cgroup.exists():
+            # When its rig has ended, the last of its processes may still be on their way out.
+            events = self._cgroup / "cgroup.events"
+            wait_until(lambda: "populated 0" in events.read_text(), 15, "a process is left")
             folders = [Path(one[0]) for one in os.walk(self._cgroup, topdown=False)]
             for folder in folders:
                 folder.rmdir()
         shutil.rmtree(self.state)
+
+    def _end_rig(self, rig: subprocess.Popen[bytes]) -> None:
+        if self.init:
+            self.run("systemctl", "poweroff", "--force", check=False)
+            try:
+                rig.wait(15)
+                return
+            except subprocess.TimeoutExpired:
+                with suppress(ProcessLookupError):  # it has just made it
+                    os.kill(self.init, signal.SIGKILL)
+        else:
+            rig.kill()  # there is no PID 1 yet; what there is goes with it
+        rig.wait(15)
 
     @property
     def console(self) -> str:
@@ -430,16 +448,37 @@ class Units:
             *("--app=app:io", "--app-dir=/srv/app", *arguments),
         )
         self.installed = True
+        # Install does not wait for the target, by which commands know whether it was stopped.
+        active = "ActiveState"
+        wait_until(lambda: self.host.show(TARGET, active) == "active", 15, f"no {TARGET}")
 
     def settle(self) -> None:
         """Bring it back to two workers of the usual application, whatever a test has left."""
         host = self.host
         if not self.installed:
             self.install()
-            return
-        host.put("/srv/app/app.py", APP)
-        if host.enabled() != [1, 2] or host.active() != names(1, 2):
-            self.install()
+        else:
+            host.put("/srv/app/app.py", APP)
+            if host.enabled() != [1, 2] or host.active() != names(1, 2):
+                self.install()
+        self.wait_open(1, 2)
+
+    def wait_open(self, *slots: int) -> None:
+        """Wait until the balancer gives sessions to the workers of these slots, and no others.
+
+        systemd may know that a worker is ready before the balancer has read it.
+        """
+        path = self.host.path(RUN_DIRECTORY / "balancer.sock")
+
+        def takes() -> list[int]:
+            try:
+                figures: dict[str, Any] = asyncio.run(ask_stats(path))
+            except (OSError, TimeoutError, HandoverError):
+                return []
+            workers = figures["workers"]
+            return sorted(one["slot"] for one in workers if one["ready"] and not one["draining"])
+
+        wait_until(lambda: takes() == list(slots), 20, f"not just {slots} take sessions")
 
     def wait_replaced(self, unit: str, pid: int, timeout: float = 15) -> int:
         """Wait until another process runs in a unit; return its pid."""

@@ -23,6 +23,19 @@ _FORGOTTEN: Final = 120.0
 _LARGEST: Final = 65_536
 
 
+class Ended(SystemExit):
+    """The end of a command.
+
+    Args:
+        code: its exit code.
+        why: what was wrong, which has been printed; empty when nothing was.
+    """
+
+    def __init__(self, code: int | None, why: str = "") -> None:
+        super().__init__(code)
+        self.why = why
+
+
 def note_failure(run_directory: Path, title: str, error: str) -> float:
     """Leave word of a failure; return the seconds to wait before the process ends.
 
@@ -50,7 +63,8 @@ def note_failure(run_directory: Path, title: str, error: str) -> float:
 def paced(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> Iterator[None]:
     """Have a process that systemd starts again and again pause also when its settings are wrong.
 
-    They are read before anything else. What is wrong with them was printed by then.
+    They are read before anything else. What is wrong with them was printed by then; it is left here
+    as well, as by the time somebody looks for it the journal may tell of the next start already.
 
     Args:
         arguments: of the command line, the program's name first.
@@ -63,7 +77,8 @@ def paced(arguments: Sequence[str], environ: Mapping[str, str] = os.environ) -> 
         if error.code and runtime and "NOTIFY_SOCKET" in environ:
             slot = re.search(r"--slot[ =](\d+)", " ".join(arguments))
             title = f"worker-{slot[1]}" if slot else "".join(arguments[1:2])
-            time.sleep(note_failure(Path(runtime), title, ""))
+            why = error.why if isinstance(error, Ended) else ""
+            time.sleep(note_failure(Path(runtime), title, why))
         raise
 
 

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import psutil  # type: ignore[import-untyped]
 import socketio
 
-from faults.crowd import Failure, attempt, balancer, kill, members, shows
+from faults.crowd import UNNOTICED, Failure, attempt, balancer, kill, members, shows
 from harness import RunningCluster
 from herd import Herd, Member
 from limpet_cluster.api_client import ApiError, NoAnswerError, NotReachableError
@@ -33,17 +33,16 @@ STALLED: Final = ("worker", "worker", "hub", "balancer")
 """Who may be the one that is stopped instead of killed."""
 ROOM: Final = "everybody"
 PRESENCE: Final = 1.0
-"""Seconds until presence is right after a death; promised are 0.1."""
+"""Seconds until presence shows none of the dead; promised are 0.1."""
 BACK: Final = 10.0
 """Seconds until clients, bus or slot are back; promised is 1."""
-UNNOTICED: Final = 3.0
-"""Seconds that the slowest answer of an undisturbed client may take while another process
-starts on the same two cores."""
+PATIENCE: Final = 30.0
+"""Seconds that somebody new waits: as long as it takes to replace a process that stands still."""
+LONGEST_PAUSE: Final = 7.5
+"""Seconds between two attempts of a client to come back, at most."""
 ABANDONED: Final = 10.0
 """Seconds until a session is closed whose client has gone without a word: the application's ping
 interval and timeout. Who gives up while the cluster starts leaves such a session."""
-_AT_ONCE: Final = 0.5
-"""Seconds around a death in which a request that was under way may fail."""
 
 
 class Blow(NamedTuple):
@@ -97,7 +96,7 @@ class Newcomers:
             transport = ("websocket", "polling")[number % 2]
             client = Client(self.cluster.address, transport, problems=self.problems)
             client.on_event = lambda _event, _args: None
-            if await attempt(client, self.failures):
+            if await attempt(client, self.failures, PATIENCE):
                 self.came += 1
                 await client.close()
             await asyncio.sleep(0.03)
@@ -110,7 +109,7 @@ class Newcomers:
     async def rest(self) -> None:
         """Come no more until `go`; return when the last has gone."""
         self._wanted.clear()
-        await asyncio.wait_for(self._at_rest.wait(), 30)
+        await asyncio.wait_for(self._at_rest.wait(), PATIENCE + 10)
 
     async def end(self) -> None:
         """Go away for good."""
@@ -229,8 +228,8 @@ class Chaos:
             "supervisor": self._lose_supervisor,
         }[blow.target.partition("-")[0]](blow)
         await self._bus_works()
+        await eventually(lambda: self.newcomers.came - came > 5, BACK, "nobody new has come")
         await self.newcomers.rest()
-        assert self.newcomers.came - came > 5, "nobody new has come"
         await self._settled()
         self._nothing_left_behind()
         assert herd.problems == []
@@ -269,8 +268,10 @@ class Chaos:
         others = [one for one in everybody if one.pid != pid]
         assert lost, "nobody is at the worker that is struck"
         dead = {one.id for one in lost}
+        living = {one.id for one in others}
         struck, died = await self._strike(blow)
-        await self._forgotten(dead, died)
+        await self._forgotten(dead, living, died)
+        await eventually(lambda: all(one.losses for one in lost), BACK, "somebody did not notice")
         await self._all_back(BACK)
         # What it was sent after it was stopped, it has not taken: that is sent elsewhere.
         self._first_attempts_served(struck, struck if blow.kind == "stall" else died)
@@ -328,9 +329,10 @@ class Chaos:
         for failure in self.newcomers.failures:
             # A head that was just being read goes with its reader; nobody is refused.
             assert failure.ended, failure
-            assert struck - _AT_ONCE < failure.began < died, failure
+            assert failure.began < died, failure
+            assert failure.at > struck, failure
         self._undisturbed(everybody)
-        await shows(self.cluster, ROOM, ids, PRESENCE)
+        await shows(self.cluster, ROOM, ids, BACK)
 
     async def _lose_supervisor(self, _blow: Blow) -> None:
         cluster = self.cluster
@@ -340,17 +342,19 @@ class Chaos:
         assert {pid for name, pid in self.pids.items() if name != "supervisor"} <= set(family)
         await asyncio.to_thread(cluster.kill)
         await eventually(
-            lambda: not any(map(psutil.pid_exists, family)), 5, "somebody outlives the supervisor"
+            lambda: not any(map(psutil.pid_exists, family)),
+            BACK,
+            "somebody outlives the supervisor",
         )
         assert self._processes() == set(), "a process is left"
-        await eventually(lambda: not any(one.pid for one in lost), 5, "a client does not notice")
+        await eventually(lambda: not any(one.pid for one in lost), BACK, "a client does not notice")
         # What it left behind hinders no successor.
         await asyncio.to_thread(cluster.start, "{}:{}".format(*cluster.address))
         self.struck.clear()
         self.newcomers.failures.clear()
         self.newcomers.go()
         # Their back-off has doubled meanwhile, up to 5 s and half as much.
-        await self._all_back(BACK)
+        await self._all_back(LONGEST_PAUSE + BACK)
         self.pids = await asyncio.to_thread(lambda: cluster.pids)
         assert set(self.pids.values()).isdisjoint(family)
         assert self.newcomers.failures == []
@@ -381,9 +385,8 @@ class Chaos:
             ),
         )
 
-    async def _forgotten(self, dead: set[str], died: float) -> None:
+    async def _forgotten(self, dead: set[str], living: set[str], died: float) -> None:
         """Presence shows the dead no more, and never did it lack one of the living."""
-        living = {one.id for one in self._everybody if one.pid} - dead
         asked, shown = died, dead
         while shown & dead:
             assert asked - died < PRESENCE, f"{len(shown & dead)} of the dead are shown"
@@ -405,7 +408,8 @@ class Chaos:
         """Who was in its hands at that instant went with it; nobody else failed, or was late."""
         for failure in self.herd.failures + self.newcomers.failures:
             assert failure.ended, f"refused: {failure}"
-            assert struck - _AT_ONCE < failure.began < died, f"too late to be its doing: {failure}"
+            assert failure.began < died, f"too late to be its doing: {failure}"
+            assert failure.at > struck, f"too early to be its doing: {failure}"
         for member in self.herd.members:
             for late in member.late:
                 assert late < UNNOTICED, f"{member.name} was back {late:.1f} s after its back-off"
@@ -472,13 +476,18 @@ class Chaos:
             figures = await balancer(self.cluster)
             routed = {one["pid"]: one["sessions"] for one in figures["workers"]}
             busy = {key: figures[key] for key in ("waiting", "heads", "unacknowledged", "paused")}
-            busy["unfit"] = [one for one in figures["workers"] if one["draining"] or one["full"]]
+            busy["unfit"] = [
+                one
+                for one in figures["workers"]
+                if one["draining"] or one["full"] or not one["ready"]
+            ]
             seen = {"hub": hub, "presence": connections, "balancer": routed, "states": states,
                     "expected": dict(by_pid), **busy}  # fmt: skip
             counted = {pid: number for pid, number in hub.items() if number}
             placed = {pid: number for pid, number in routed.items() if number}
             return (
                 counted == connections == placed == dict(by_pid)
+                and hub.keys() == routed.keys()
                 and states == {"ready"}
                 and not any(busy.values())
             )

@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import pytest
 
-from faults.crowd import balancer
+from faults.crowd import all_open, balancer
 from harness import RunningCluster
 
 
 @pytest.fixture(scope="session")
 def _shared(_new_cluster: Callable[..., RunningCluster]) -> RunningCluster:
-    return _new_cluster("servers.faults_app:io", 2)
+    # Some stand still for seconds, and are not to be replaced.
+    return _new_cluster("servers.faults_app:io", 2, "--stall-after=30")
 
 
 @pytest.fixture
@@ -30,5 +31,6 @@ async def whole_cluster(_shared: RunningCluster) -> RunningCluster:
 async def _is_whole(cluster: RunningCluster) -> bool:
     if {one["state"] for one in cluster.status.values()} != {"ready"}:
         return False
-    workers = (await balancer(cluster))["workers"]
-    return len(workers) == 2 and not any(one["sessions"] + one["recent"] for one in workers)
+    figures = await balancer(cluster)
+    busy = any(one["sessions"] + one["recent"] for one in figures["workers"])
+    return all_open(figures) and not busy

@@ -16,8 +16,11 @@ from limpet_balancer.channel import ask_stats
 from limpet_cluster.api_client import ApiError, NoAnswerError, NotReachableError
 from raw_clients import Address, BadAnswerError, Client, EndedError, eventually
 
-ANSWER: Final = 10.0
-"""Seconds after which an answer counts as lost."""
+ANSWER: Final = 20.0
+"""Seconds after which an answer counts as lost; some wait for a process that stands still."""
+UNNOTICED: Final = 5.0
+"""Seconds that the slowest answer of an undisturbed client may take while another process starts
+on the same two cores, which pause now and then; on a quiet machine it is 0.03."""
 BATCH: Final = 20
 """So many come at a time: whoever is slow to take many at once is given less, on purpose."""
 
@@ -29,20 +32,23 @@ class Failure(NamedTuple):
     error: str
     ended: bool
     """The connection was made and ended without an answer; not refused and no bad status."""
+    at: float
+    """When it had failed."""
 
 
-async def attempt(client: Client, failures: list[Failure]) -> bool:
+async def attempt(client: Client, failures: list[Failure], timeout: float = 10.0) -> bool:
     """Connect; note and return whether that worked."""
     began = time.monotonic()
     try:
-        await client.connect()
-    except EndedError as error:
-        failures.append(Failure(began, repr(error), ended=True))
+        await client.connect(timeout)
+    except (EndedError, ConnectionResetError) as error:
+        # A reset is of a connection that was made, also where it comes before we know of that.
+        failures.append(Failure(began, repr(error), ended=True, at=time.monotonic()))
     except (BadAnswerError, OSError, TimeoutError) as error:
         # A session that was opened and died before the client was connected is no more an
         # attempt that failed than one that was connected already.
         ended = bool(client.sid) and isinstance(error, BadAnswerError) and error.status == 400
-        failures.append(Failure(began, repr(error), ended=ended))
+        failures.append(Failure(began, repr(error), ended=ended, at=time.monotonic()))
     else:
         return True
     return False
@@ -182,6 +188,10 @@ class Crowd:
             ),
         )
 
+    async def noticed(self, lost: list[Caller], timeout: float) -> None:
+        """Wait until those whose worker has ended know it: they read of it after that."""
+        await eventually(lambda: all(caller.losses for caller in lost), timeout, "unnoticed")
+
     def of(self, pid: int) -> list[Caller]:
         """Those whose worker has that pid."""
         return [caller for caller in self.callers if caller.pid == pid]
@@ -230,7 +240,7 @@ async def kill(pid: int) -> float:
     loop.add_reader(pidfd, gone.set)
     try:
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-        await asyncio.wait_for(gone.wait(), 5)
+        await asyncio.wait_for(gone.wait(), 20)
         return time.monotonic()
     finally:
         loop.remove_reader(pidfd)
@@ -239,7 +249,21 @@ async def kill(pid: int) -> float:
 
 async def balancer(cluster: RunningCluster) -> dict[str, Any]:
     """The figures of the balancer."""
-    return await ask_stats(cluster.run_directory / "balancer.sock")
+    return await ask_stats(cluster.run_directory / "balancer.sock", 10)
+
+
+async def settled(cluster: RunningCluster, condition: Callable[[dict[str, Any]], object]) -> None:
+    """Wait until the balancer's figures are as a test wants them to begin with."""
+    deadline = time.monotonic() + 20
+    while not condition(figures := await balancer(cluster)):
+        assert time.monotonic() < deadline, figures
+        await asyncio.sleep(0.05)
+
+
+def all_open(figures: dict[str, Any]) -> bool:
+    """Whether two workers take sessions; the balancer may know it after the supervisor."""
+    taking = [one for one in figures["workers"] if one["ready"] and not one["draining"]]
+    return len(taking) == 2
 
 
 def members(cluster: RunningCluster, room: str) -> tuple[set[str], bool]:

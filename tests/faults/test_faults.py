@@ -17,14 +17,17 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from faults.crowd import (
+    UNNOTICED,
     Caller,
     Crowd,
     Failure,
+    all_open,
     assert_undisturbed,
     attempt,
     balancer,
     kill,
     members,
+    settled,
     shows,
     working,
 )
@@ -37,9 +40,8 @@ PRESENCE = 1.0
 """Seconds until presence is right after a worker's death; promised are 0.1."""
 BACK = 10.0
 """Seconds until the clients of a killed worker are back, or the bus; promised is 1."""
-UNNOTICED = 3.0
-"""Seconds that the slowest answer of an undisturbed client may take while another process
-starts on the same two cores; on a quiet machine it is 0.03."""
+PATIENCE = 30.0
+"""Seconds that clients wait who come while a process stands still or is missing."""
 
 
 class Newcomers:
@@ -88,8 +90,16 @@ class Publisher:
             assert heard == list(range(first, self.said + 1))
 
 
-async def _restarted(cluster: RunningCluster, name: str, old_pid: int) -> None:
-    await asyncio.to_thread(cluster.wait_restarted, name, old_pid)
+async def _restarted(
+    cluster: RunningCluster, name: str, old_pid: int, timeout: float = 20.0
+) -> None:
+    await asyncio.to_thread(cluster.wait_restarted, name, old_pid, timeout)
+
+
+async def _owes(cluster: RunningCluster, pid: int) -> int:
+    """How many connections a worker has been handed and has not acknowledged."""
+    workers = (await balancer(cluster))["workers"]
+    return sum(one["unacknowledged"] for one in workers if one["pid"] == pid)
 
 
 async def test_a_worker_is_killed_under_load(whole_cluster: RunningCluster) -> None:
@@ -103,25 +113,26 @@ async def test_a_worker_is_killed_under_load(whole_cluster: RunningCluster) -> N
         await shows(cluster, crowd.room, crowd.ids, BACK)
         dead = {caller.client.id for caller in lost}
         async with working(newcomers.next, 0.02):
-            await asyncio.sleep(1)
+            await eventually(lambda: newcomers.came > 20, 2 * BACK)
             crowd.mark()
-            killed = time.monotonic()
             died = await kill(pid)
 
-            asked, shown = killed, dead
+            asked, shown = died, dead
             while shown & dead:
-                assert asked - killed < PRESENCE, f"{len(shown & dead)} of the dead are shown"
+                assert asked - died < PRESENCE, f"{len(shown & dead)} of the dead are shown"
                 asked = time.monotonic()
                 shown, _ = await asyncio.to_thread(members, cluster, crowd.room)
+            await crowd.noticed(lost, BACK)
             await crowd.complete(BACK)
-            assert time.monotonic() - killed < BACK
+            assert time.monotonic() - died < BACK
+            came = newcomers.came
+            await eventually(lambda: newcomers.came > came + 5, BACK, "nobody new has come")
         assert_undisturbed(others, UNNOTICED)
         assert {len(caller.losses) for caller in lost} == {1}
         assert crowd.ids.isdisjoint(dead)
-        await shows(cluster, crowd.room, crowd.ids, PRESENCE)
+        await shows(cluster, crowd.room, crowd.ids, BACK)
         await _restarted(cluster, "worker-0", pid)
     assert crowd.problems == newcomers.problems == []
-    assert newcomers.came > 20
     for failure in crowd.failures + newcomers.failures:
         # What the worker had in hand went with it; nothing was refused, and nothing later failed.
         assert failure.ended, failure
@@ -141,10 +152,11 @@ async def test_a_worker_is_killed_with_connections_on_their_way_to_it(
     ]
     redispatched = (await balancer(cluster))["redispatched"]
     with stopped(pid):  # it acknowledges none of them
-        connecting = asyncio.gather(*(attempt(client, failures) for client in newcomers))
-        await asyncio.sleep(0.3)
-        owed = (await balancer(cluster))["unacknowledged"]
-        assert owed > 0
+        connecting = asyncio.gather(*(attempt(one, failures, PATIENCE) for one in newcomers))
+        deadline = time.monotonic() + BACK
+        while not (owed := await _owes(cluster, pid)):
+            assert time.monotonic() < deadline, "it is given nothing"
+            await asyncio.sleep(0.05)
         await kill(pid)
     assert all(await connecting), failures
     assert failures == []
@@ -171,7 +183,7 @@ async def test_the_balancer_is_killed_under_load(whole_cluster: RunningCluster) 
         with stopped(cluster.pid):  # no successor before we say so
             await kill(pid)
             calls = [caller.calls for caller in crowd.callers]
-            connecting = asyncio.gather(*(attempt(one, failures) for one in newcomers))
+            connecting = asyncio.gather(*(attempt(one, failures, PATIENCE) for one in newcomers))
             await eventually(
                 lambda: all(
                     caller.calls > before + 5
@@ -198,7 +210,7 @@ async def test_the_hub_is_killed_under_load(whole_cluster: RunningCluster) -> No
     pid = cluster.pids["hub"]
     async with Crowd(cluster, 40, polling=10, pause=0.2) as crowd:
         ours, theirs = (crowd.of(cluster.pids[f"worker-{slot}"]) for slot in (0, 1))
-        assert min(len(ours), len(theirs)) > 10
+        assert min(len(ours), len(theirs)) > 1
         for caller in ours:
             await caller.client.call("join", "local")
         near = Publisher(ours[0], "local")
@@ -210,11 +222,18 @@ async def test_the_hub_is_killed_under_load(whole_cluster: RunningCluster) -> No
                 await publisher.next()
 
         async with working(say, 0.02):
-            await asyncio.sleep(1)
-            crowd.mark()
             told = [len(await caller.client.call("gaps")) for caller in (ours[0], theirs[0])]
+            # However long somebody stood still, not much is under way when the hub dies.
+            await eventually(
+                lambda: (
+                    wide[0].last_heard_by(theirs) > max(100, wide[0].said - 20)
+                    and wide[1].last_heard_by(ours) > max(100, wide[1].said - 20)
+                ),
+                2 * BACK,
+                "what is said in another worker does not arrive",
+            )
+            crowd.mark()
             before = [publisher.said for publisher in publishers]
-            killed = time.monotonic()
             with stopped(cluster.pid):  # no successor before we say so
                 await kill(pid)
                 during = [publisher.said for publisher in publishers]
@@ -225,6 +244,7 @@ async def test_the_hub_is_killed_under_load(whole_cluster: RunningCluster) -> No
                 )
                 assert wide[0].last_heard_by(theirs) <= during[1]
                 assert wide[1].last_heard_by(ours) <= during[2]
+            may_start = time.monotonic()
             await eventually(
                 lambda: (
                     wide[0].last_heard_by(theirs) > during[1]
@@ -233,7 +253,7 @@ async def test_the_hub_is_killed_under_load(whole_cluster: RunningCluster) -> No
                 BACK,
                 "rooms across workers are not back",
             )
-            assert time.monotonic() - killed < BACK
+            assert time.monotonic() - may_start < BACK
             await _restarted(cluster, "hub", pid)
             again = [publisher.said for publisher in publishers]
             await shows(cluster, crowd.room, crowd.ids, BACK)
@@ -273,10 +293,18 @@ async def test_a_worker_is_stopped_for_a_while(whole_cluster: RunningCluster) ->
         async with working(publisher.next, 0.02):
             began = time.monotonic()
             with stopped(pid):
-                # It may be given these, for a tenth of a second; then it is known to be slow.
-                early = [Client(cluster.address, problems=problems) for _ in range(6)]
-                first = asyncio.gather(*(attempt(client, failures) for client in early))
+                # It may be given some of these, for a tenth of a second; then it is known to be
+                # slow: to a balancer that has answered after that.
+                early: list[Client] = []
+                first: list[asyncio.Task[bool]] = []
+                while not await _owes(cluster, pid):
+                    assert time.monotonic() - began < BACK, "it is given nothing"
+                    early.append(Client(cluster.address, problems=problems))
+                    waiting = attempt(early[-1], failures, PATIENCE)
+                    first.append(asyncio.create_task(waiting))
+                    await asyncio.sleep(0.02)
                 await asyncio.sleep(0.5)
+                assert await _owes(cluster, pid)
                 pids = set()
                 for number in count():
                     client = Client(
@@ -285,12 +313,12 @@ async def test_a_worker_is_stopped_for_a_while(whole_cluster: RunningCluster) ->
                     await client.connect(UNNOTICED)
                     pids.add((await client.call("whoami"))["pid"])
                     await client.close()
-                    if number > 20 and time.monotonic() - began > 3:
+                    if number > 20 and time.monotonic() - began > UNNOTICED + 1:
                         break
                     await asyncio.sleep(0.05)
                 assert pids == {other_pid}
                 assert_undisturbed(others, UNNOTICED)
-            assert await first == [True] * 6, failures
+            assert all(await asyncio.gather(*first)), failures
             for client in early:
                 await client.close()
             await asyncio.sleep(0.5)
@@ -310,18 +338,21 @@ async def test_a_worker_is_stopped_for_a_while(whole_cluster: RunningCluster) ->
 async def test_a_worker_that_stays_silent_is_replaced(
     spawn_cluster: Callable[..., RunningCluster],
 ) -> None:
-    cluster = spawn_cluster("servers.faults_app:io", 2, "--stall-after=3")
+    # Longer than a machine pauses, and than what is meant to go unnoticed.
+    cluster = spawn_cluster("servers.faults_app:io", 2, "--stall-after=6")
+    await settled(cluster, all_open)
     pid, other_pid = cluster.pids["worker-0"], cluster.pids["worker-1"]
     async with Crowd(cluster, 20, polling=6, pause=0.1) as crowd:
         sleepers, others = crowd.of(pid), crowd.of(other_pid)
         crowd.mark()
         os.kill(pid, signal.SIGSTOP)
-        # Silence of 3 s, 2 s to say where it stands, and a start.
-        await _restarted(cluster, "worker-0", pid)
+        # Silence of 6 s, 2 s to say where it stands, and a start.
+        await _restarted(cluster, "worker-0", pid, 30)
+        await crowd.noticed(sleepers, BACK)
         await crowd.complete(BACK)
         assert_undisturbed(others, UNNOTICED)
         assert {len(caller.losses) for caller in sleepers} == {1}
-        await shows(cluster, crowd.room, crowd.ids, PRESENCE)
+        await shows(cluster, crowd.room, crowd.ids, BACK)
         assert cluster.pids["worker-1"] == other_pid
     assert crowd.problems == []
     assert crowd.failures == []
@@ -336,10 +367,10 @@ async def test_nothing_outlives_a_killed_supervisor(
     assert set(everybody) >= set(pids.values()) - {cluster.pid}
     async with Crowd(cluster, 20, polling=6, pause=0.1, returns=False) as crowd:
         await asyncio.to_thread(cluster.kill)
-        await eventually(lambda: not any(map(psutil.pid_exists, everybody)), 5)
+        await eventually(lambda: not any(map(psutil.pid_exists, everybody)), BACK)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(cluster.address, 5)
-        await eventually(lambda: all(caller.losses for caller in crowd.callers), 5)
+        await crowd.noticed(crowd.callers, BACK)
     for name in ("hub.sock", "api.sock", "balancer.sock", "supervisor.sock"):
         with socket.socket(socket.AF_UNIX) as connection, pytest.raises(OSError):
             connection.connect(os.fspath(cluster.run_directory / name))
@@ -348,6 +379,6 @@ async def test_nothing_outlives_a_killed_supervisor(
     await asyncio.to_thread(cluster.start, "{}:{}".format(*cluster.address))
     assert set(cluster.pids.values()).isdisjoint(everybody)
     async with Crowd(cluster, 20, polling=6, pause=0.1) as crowd:
-        await shows(cluster, crowd.room, crowd.ids, PRESENCE)
+        await shows(cluster, crowd.room, crowd.ids, BACK)
     assert crowd.problems == []
     assert crowd.failures == []

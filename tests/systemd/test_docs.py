@@ -13,7 +13,7 @@ from herd import run
 from raw_clients import Client
 from systemd_rig import PROJECT, WHEELS, Host, Units, base_python, free_port, has, make_wheels
 
-pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 PAGE = PROJECT / "docs" / "systemd.md"
 MOST_COMMANDS = 10
@@ -72,6 +72,7 @@ def test_from_an_empty_folder_to_four_workers(newcomer: Host) -> None:
             host.run(
                 *("env", "--chdir=/srv/empty", *ENVIRONMENT),
                 *("bash", "-euo", "pipefail", "-c", text),
+                timeout=120,  # pip has much to unpack
             )
         )
     status, health = done[-2:]

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from limpet_cluster import child
 from limpet_cluster.appload import AppError
-from limpet_cluster.failures import forget_failure, last_failure, note_failure, paced
+from limpet_cluster.failures import Ended, forget_failure, last_failure, note_failure, paced
 from limpet_cluster.settings.config import Common, ConfigError
 
 
@@ -26,9 +27,11 @@ def test_pauses_grow_up_to_a_limit(tmp_path: Path) -> None:
     assert note_failure(tmp_path, "worker-1", "why") == 0
 
 
-def test_old_failures_do_not_count(tmp_path: Path) -> None:
+def test_old_failures_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0  # stands still: a pause would make the younger one too old as well
+    monkeypatch.setattr("limpet_cluster.failures.time", SimpleNamespace(monotonic=lambda: now))
     for age, pause in ((119, 2.0), (121, 0.0)):
-        (tmp_path / "failed-hub").write_text(f"3 {time.monotonic() - age}\nwhy")
+        (tmp_path / "failed-hub").write_text(f"3 {now - age}\nwhy")
         assert note_failure(tmp_path, "hub", "why") == pause
 
 
@@ -89,6 +92,9 @@ def test_wrong_settings_pause_too(tmp_path: Path) -> None:
         with pytest.raises(SystemExit), paced(arguments, environ):
             raise SystemExit(3)
         assert last_failure(tmp_path, "worker-7", 0) == ""
+    with pytest.raises(SystemExit), paced(["limpet", "balancer"], environ):
+        raise Ended(3, "no such setting")
+    assert last_failure(tmp_path, "balancer", 0) == "no such setting"
     with pytest.raises(SystemExit), paced(["limpet", "hub"], environ):
         raise SystemExit(0)
     with pytest.raises(SystemExit), paced(["limpet", "hub"], {}):

@@ -16,7 +16,7 @@ import pytest
 
 from faults.crowd import Failure, attempt
 from harness import wait_until
-from herd import Herd, Source, run
+from herd import Herd, Member, Source, run
 from limpet_cluster.api_client import ApiClient
 from raw_clients import Client, eventually
 from systemd_rig import APP, Units, free_port, names
@@ -26,6 +26,22 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 BUDGET = 500.0
 """Reconnects per second that a drain may cause."""
+UNNOTICED = 5.0
+"""Seconds that an undisturbed client may wait on a machine that pauses now and then."""
+
+
+async def fill(herd: Herd, count: int) -> list[Member]:
+    """Let members come one after the other: whoever is slow to take one gets no second."""
+    came = []
+    for _ in range(count):
+        came += herd.add(1)
+        await herd.complete(15)
+    return came
+
+
+async def noticed(members: list[Member]) -> None:
+    """Wait until those whose worker has ended know it: they read of it after that."""
+    await eventually(lambda: all(member.losses for member in members), 10, "not all have noticed")
 
 
 async def aside(function: Callable[..., Any], *arguments: object, **more: Any) -> Any:
@@ -95,10 +111,12 @@ def test_members_of_the_group_reach_the_api(units: Units) -> None:
 
 def test_the_watchdog_replaces_a_stuck_worker(units: Units) -> None:
     host = units.host
+    # Longer than a machine pauses, and than what is meant to go unnoticed.
     host.put(
-        "/etc/systemd/system/limpet-worker@.service.d/quick.conf", "[Service]\nWatchdogSec=3\n"
+        "/etc/systemd/system/limpet-worker@.service.d/quick.conf", "[Service]\nWatchdogSec=8\n"
     )
     host.shell("systemctl daemon-reload; systemctl restart limpet-worker@1 limpet-worker@2")
+    units.wait_open(1, 2)
 
     async def story() -> None:
         async with Herd(units.address, pause=0.2, rooms=("all",)) as herd:
@@ -116,11 +134,15 @@ def test_the_watchdog_replaces_a_stuck_worker(units: Units) -> None:
             assert time.monotonic() - began < 25, "it blocks for 30 s"
             await herd.complete(10)
             assert all(member.losses == [] for member in others)
-            assert max(member.slowest for member in others) < 3
+            assert max(member.slowest for member in others) < UNNOTICED
             assert herd.failures == []
-            told = await aside(host.journal, unit)
-            assert "Aborted" in told
-            assert "in block" in told, told
+
+            def told() -> bool:
+                text = host.journal(unit)
+                return "Aborted" in text and "in block" in text
+
+            # The journal may still be reading what the process wrote before its end.
+            await aside(wait_until, told, 15, "the journal does not tell where it stood")
 
     try:
         run(story())
@@ -182,15 +204,20 @@ def test_no_attempt_is_lost_while_the_balancer_is_replaced(units: Units) -> None
             for _ in range(4):
                 before = len(attempts.failures)
                 pid = await aside(host.pid, "limpet-balancer.service")
-                await aside(host.run, "kill", "-KILL", pid)
+                gone = f"kill -KILL {pid}; while kill -0 {pid} 2>/dev/null; do sleep 0.01; done"
+                await aside(host.shell, gone)
+                died = time.monotonic()
                 await aside(units.wait_replaced, "limpet-balancer.service", pid)
                 await attempts.go_on()
-                # What it had accepted and not handed over at the instant of its death is reset.
-                assert len(attempts.failures) - before <= 1, attempts.failures
+                # What it had accepted and not handed over at the instant of its death is reset:
+                # seldom one, and more when clients stood still before they had sent a request.
+                # Who came after it lost nothing.
+                lost = attempts.failures[before:]
+                assert all(one.began < died for one in lost), (died, lost)
             await attempts.end()
             assert all(one.ended for one in attempts.failures), "nobody is refused"
             assert attempts.made > 100
-            assert attempts.slowest < 5
+            assert attempts.slowest < 9, "somebody's patience of ten seconds was nearly over"
             assert all(member.losses == [] for member in herd.members)
             assert not herd.failures
             assert not herd.problems
@@ -200,7 +227,7 @@ def test_no_attempt_is_lost_while_the_balancer_is_replaced(units: Units) -> None
 
 def test_the_hub_is_replaced_behind_its_open_socket(units: Units) -> None:
     host = units.host
-    api = ApiClient(host.path("/run/limpet-api.sock"))
+    api = ApiClient(host.path("/run/limpet-api.sock"), 20)  # as long as a hub may take to start
     pid = host.pid("limpet-hub.service")
     host.run("kill", "-KILL", pid)
     assert len(api.get("workers")["data"]) <= 2  # it waits for the next hub, and is not refused
@@ -226,28 +253,26 @@ def test_scale_up_and_down(units: Units) -> None:
 
     async def story() -> None:
         async with Herd(units.address, pause=0.2, rooms=("all",)) as herd:
-            herd.add(20)
-            await herd.complete(15)
+            await fill(herd, 20)
             told = await aside(host.limpet, "scale", "4", "--json")
             assert json.loads(told.stdout)["slots"] == [1, 2, 3, 4]
             assert await aside(host.active) == names(1, 2, 3, 4)
             assert await aside(host.enabled) == [1, 2, 3, 4]
             assert all(member.losses == [] for member in herd.members)
-            more = []
-            for _ in range(10):  # one after the other: whoever is slow to take one gets no second
-                more += herd.add(1)
-                await herd.complete(15)
+            await aside(units.wait_open, 1, 2, 3, 4)
+            more = await fill(herd, 10)
             new = {await aside(host.pid, one) for one in names(3, 4)}
             assert {member.pid for member in more} == new  # they had the least
             await aside(host.limpet, "scale", "--", "-2")
             assert await aside(host.active) == names(1, 2)
             assert await aside(host.enabled) == [1, 2]
+            await noticed(more)
             await herd.complete(10)
             assert not herd.failures
             assert not herd.problems
             assert all(len(member.losses) == 1 for member in more)
             for member in herd.members:
-                assert not member.late or max(member.late) < 2
+                assert not member.late or max(member.late) < UNNOTICED
 
     run(story())
 
@@ -280,14 +305,14 @@ async def reload_under_load(units: Units, clients: int) -> None:
         for member in herd.members:
             assert member.losses
             assert member.holes == [], f"{member.name} missed {member.holes[:3]}"
-            assert not member.late or max(member.late) < 2
+            assert not member.late or max(member.late) < UNNOTICED
             assert member.client is not None
             assert await member.client.call("version") == 2
         assert not {member.pid for member in herd.members} & old
         for pid in old:
             at = [loss.at for one in herd.members for loss in one.losses if loss.worker == pid]
             assert at
-            assert max(at) - min(at) < len(at) / BUDGET + 2
+            assert max(at) - min(at) < len(at) / BUDGET + UNNOTICED
         assert herd.problems == []
     assert {one: host.pid(one) for one in kept} == kept
     assert host.active() == names(1, 2)
@@ -346,7 +371,8 @@ def test_a_restart_that_is_cut_short_leaves_no_worker_stopped(units: Units) -> N
     pid = host.pid(unit)
     host.put("/srv/app/slow-end", "")
     try:
-        done = host.limpet("restart", "w1", "--timeout=3", check=False)
+        # Time enough for the spare to come up before, and less than systemd waits for the end.
+        done = host.limpet("restart", "w1", "--timeout=10", check=False)
         assert done.returncode == 5, done
         assert "interrupted. " in done.stderr
         assert host.pid(unit) == pid
@@ -392,7 +418,8 @@ def test_failures_make_the_pauses_grow(units: Units) -> None:
         # RestartSec=, and the pause of the second failure, which doubles from one to the next
         assert at[number + 1] - at[number] > 0.2 + 0.5 * 2 ** (number - 2)
         assert "out of order" in failed.read_text()
-        assert "out of order" in host.show(unit, "StatusText")
+        # It is said after the note of the failure, and gone while the unit starts once more.
+        wait_until(lambda: "out of order" in host.show(unit, "StatusText"), 15)
     finally:
         host.run("systemctl", "stop", unit)
 
@@ -400,13 +427,13 @@ def test_failures_make_the_pauses_grow(units: Units) -> None:
 def test_a_start_may_take_longer_than_the_watchdog_waits(units: Units) -> None:
     host = units.host
     drop_in = "/etc/systemd/system/limpet-worker@.service.d/quick.conf"
-    host.put(drop_in, "[Service]\nWatchdogSec=2\n")
-    host.put("/srv/app/app.py", f"{APP}\ntime.sleep(4)\n")
+    host.put(drop_in, "[Service]\nWatchdogSec=5\n")
+    host.put("/srv/app/app.py", f"{APP}\ntime.sleep(8)\n")
     host.run("systemctl", "daemon-reload")
     try:
         host.limpet("scale", "3")
         assert host.show(names(3)[0], "NRestarts") == "0"
-        assert host.show(names(3)[0], "WatchdogUSec") == "2s"
+        assert host.show(names(3)[0], "WatchdogUSec") == "5s"
         host.limpet("scale", "2")
     finally:
         host.path(drop_in).unlink()
@@ -418,20 +445,22 @@ def test_a_drain_may_take_longer_than_systemd_waits(units: Units) -> None:
     config = host.path("/etc/limpet/config.toml")
     good = config.read_text()
     drop_in = "/etc/systemd/system/limpet-worker@.service.d/impatient.conf"
-    config.write_text(good + "drain_budget = 10\n")
-    host.put(drop_in, "[Service]\nTimeoutStopSec=1\n")
+    # systemd waits for longer than a machine pauses, and the drain takes twice that time.
+    config.write_text(good + "drain_budget = 4\n")
+    host.put(drop_in, "[Service]\nTimeoutStopSec=3\n")
     host.shell("systemctl daemon-reload; systemctl restart limpet-worker@1 limpet-worker@2")
+    units.wait_open(1, 2)
 
     async def story() -> None:
         async with Herd(units.address, pause=0.2, rooms=("all",)) as herd:
-            herd.add(50)
-            await herd.complete(15)
+            await fill(herd, 50)
             leaving = herd.of(host.pid(names(1)[0]))
             assert len(leaving) >= 20
             began = time.monotonic()
             await aside(host.run, "systemctl", "stop", *names(1))
-            assert 1.5 < time.monotonic() - began < 8
+            assert 3.5 < time.monotonic() - began < 20
             assert host.show(names(1)[0], "Result") == "success"
+            await noticed(leaving)
             at = [member.losses[0].at for member in leaving]
             assert max(at) - min(at) > 1  # spread, and not all at once at the end
             await herd.complete(10)
@@ -474,7 +503,7 @@ def test_stop_waits_for_the_last_process(units: Units) -> None:
             await herd.complete(15)
             began = time.monotonic()
             await aside(host.limpet, "stop")
-            assert time.monotonic() - began < 8
+            assert time.monotonic() - began < 14, "systemd had to kill somebody"
             assert await aside(host.active, "limpet*.service") == []
             left = await aside(host.run, "pgrep", "-u", "limpet", check=False)
             assert left.stdout == ""
@@ -488,10 +517,19 @@ def test_stop_waits_for_the_last_process(units: Units) -> None:
 
 def test_stop_interrupts_a_reload(units: Units) -> None:
     host = units.host
+    # The new code does not come up before the cluster is being stopped, however long that takes.
+    waits = "\nwhile os.path.exists('/srv/app/slow-start'):\n    time.sleep(0.1)\n"
+    host.put("/srv/app/slow-start", "")
+    host.put("/srv/app/app.py", APP + waits)
     with ThreadPoolExecutor() as aside:
-        reload = aside.submit(host.limpet, "reload", check=False)
-        wait_until(lambda: names(3)[0] in host.active(), 10)
-        host.limpet("stop")
+        try:
+            reload = aside.submit(host.limpet, "reload", check=False)
+            wait_until(lambda: names(3)[0] in host.active(), 20)
+            stop = aside.submit(host.limpet, "stop")
+            wait_until(lambda: host.show("limpet.target", "ActiveState") == "inactive", 20)
+        finally:
+            host.path("/srv/app/slow-start").unlink()
+        stop.result()
         assert host.active("limpet*.service") == []
         done = reload.result()
     assert done.returncode == 1, done

@@ -65,7 +65,7 @@ def test_the_doctor_finds_the_units(units: Units) -> None:
 
 
 def test_the_bench_finds_where_clients_connect(units: Units) -> None:
-    result = units.host.limpet("bench", "connect", "-c", "2", "-s", "0.3", "--json")
+    result = units.host.limpet("bench", "connect", "-c", "2", "-s", "3", "--json")
     found = json.loads(result.stdout)
     assert found["failures"] == {}
     assert found["answers"] == 0

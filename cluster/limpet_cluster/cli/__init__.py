@@ -13,6 +13,8 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
+from limpet_cluster.failures import Ended
+
 _COMMANDS: Final = {
     "start": "limpet_cluster.cli.start",
     "stop": "limpet_cluster.cli.stop",
@@ -91,15 +93,16 @@ class _Commands(click.Group):
         """Run the command line and exit."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, standalone_mode, **extra)
+        why = ""
         try:
             code = super().main(args, prog_name, complete_var, False, **extra)
         except click.ClickException as error:
             _show(error)
-            code = error.exit_code
+            code, why = error.exit_code, error.format_message()
         except (KeyboardInterrupt, click.Abort) as error:  # Click turns the one into the other
             asked = isinstance(error, click.Abort) and error.__cause__ is None  # at a prompt
             code = 1 if asked else INTERRUPTED
-        sys.exit(code)
+        raise Ended(code, why)
 
 
 def _show(error: click.ClickException) -> None:
