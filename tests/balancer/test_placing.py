@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import resource
 import socket
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -29,14 +27,8 @@ from limpet_balancer.placing import Arrival, Kind, Limits, Placing, Refusal, Wor
 from limpet_balancer.slots import HeldSlots
 
 SOCKET = silent_socket()
+SOCKET.close()  # nothing here reads it
 LIMITS = Limits(unacknowledged=3, waiting=5, worker_wait=5.0, busy_wait=20.0, unable_for=0.5)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def end_of_socket() -> Iterator[None]:
-    yield
-    SOCKET.close()
-    gc.collect()
 
 
 def arrive(kind: Kind = Kind.NEW, owner: WorkerAddress | None = None) -> Arrival:
