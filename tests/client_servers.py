@@ -7,6 +7,7 @@ import os
 import re
 import selectors
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -29,13 +30,21 @@ class ClientServer:
         self.url = ""
         self._options = options or {}
         self._process: subprocess.Popen[bytes] | None = None
+        self._held: socket.socket | None = None
+        """Keeps the port for us while nobody listens; bound, and never listens itself."""
 
     @property
     def port(self) -> int:
         return int(self.url.rpartition(":")[2])
 
-    def start(self, port: int = 0) -> None:
-        """Start it and wait until it listens."""
+    def start(self) -> None:
+        """Start it and wait until it listens; started again, it is where it was."""
+        if self._held is None:
+            self._held = socket.socket()
+            # As servers have it: of those, one may listen where others are bound.
+            self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._held.bind(("127.0.0.1", 0))
+        port = self._held.getsockname()[1]
         argument = json.dumps({"port": port, "options": self._options})
         if self.kind == "node":
             command = ["node", str(install()), argument]
@@ -57,10 +66,6 @@ class ClientServer:
                     output += chunk
         self.url = found[1].decode()
 
-    def restart(self) -> None:
-        """Start it again where it was."""
-        self.start(self.port)
-
     def kill(self) -> None:
         """End it as a crash does."""
         self._end(signal.SIGKILL)
@@ -68,6 +73,13 @@ class ClientServer:
     def stop(self) -> None:
         """End it as an init system does."""
         self._end(signal.SIGTERM)
+
+    def discard(self) -> None:
+        """End it if it still runs, and give its port up."""
+        self.kill()
+        if self._held is not None:
+            self._held.close()
+            self._held = None
 
     def _end(self, number: signal.Signals) -> None:
         process, self._process = self._process, None

@@ -247,7 +247,8 @@ class Manager:
             return False
         if connection.session.expired:
             if self._loop is not None:
-                self._loop.call_soon(connection.session.check)
+                # Whatever comes before that: what is emitted now waits for another connection.
+                self._loop.call_soon(connection.abort, "ping timeout")
             return False
         return True
 

@@ -28,7 +28,7 @@ test("doesn't fire an error event if we force disconnect in opening state", asyn
 });
 
 test("fire a connect_error event when the connection cannot be established", async () => {
-  const manager = manage(nobody, { timeout: 1000 });
+  const manager = manage(nobody);
   const socket = manager.socket("/");
   const [error] = await next(socket, "connect_error");
   assert.ok(error instanceof Error);
@@ -311,19 +311,19 @@ test("should timeout when the server does not acknowledge the event in time", as
 });
 
 test("should not timeout when the server does acknowledge the event", async () =>
-  assert.deepEqual(await outcome((await connected("/")).timeout(5000), "echo", 42), [null, 42]));
+  assert.deepEqual(await outcome((await connected("/")).timeout(30_000), "echo", 42), [null, 42]));
 
 test("should timeout when the server does not acknowledge the event (promise)", async () =>
   assert.rejects(open("/").timeout(50).emitWithAck("unknown"), /operation has timed out/));
 
 test("should not timeout when the server does acknowledge the event (promise)", async () =>
-  assert.equal(await open("/").timeout(5000).emitWithAck("echo", 42), 42));
+  assert.equal(await open("/").timeout(30_000).emitWithAck("echo", 42), 42));
 
 test("should use the default timeout value", async () =>
   timedOut(await outcome(open("/", { ackTimeout: 50 }), "unknown")));
 
 test("a timeout is that of one event", async () => {
-  const socket = await connected("/", { ackTimeout: 5000 });
+  const socket = await connected("/", { ackTimeout: 30_000 });
   timedOut(await outcome(socket.timeout(20), "unknown"));
   assert.deepEqual(await outcome(socket, "echo", 1), [null, 1]);
 });
@@ -485,7 +485,7 @@ test("a socket behind a proxy works, as frameworks make them", async () => {
   const socket = new Proxy(open("", { autoConnect: false }), {});
   socket.connect();
   await next(socket, "connect");
-  assert.equal(await socket.timeout(1000).emitWithAck("echo", 5), 5);
+  assert.equal(await socket.timeout(30_000).emitWithAck("echo", 5), 5);
   socket.disconnect();
 });
 

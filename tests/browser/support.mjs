@@ -45,7 +45,7 @@ afterEach(() => {
 });
 
 /** Resolves to the arguments of an event's next occurrence. */
-export const next = (emitter, event, ms = 5000) =>
+export const next = (emitter, event, ms = 15_000) =>
   new Promise((resolve, reject) => {
     const timer = setTimeout(() => reject(new Error(`no ${event} within ${ms} ms`)), ms);
     emitter.once(event, (...args) => {
@@ -61,6 +61,14 @@ export const connected = async (path, options) => {
 };
 
 export const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Resolves once something is so. */
+export const until = async (condition, what = condition) => {
+  for (let tries = 0; !condition(); tries++) {
+    if (tries >= 2000) throw new Error(`not true: ${what}`);
+    await sleep(5);
+  }
+};
 
 /** Rejects when an event occurs that must not, else resolves after a while. */
 export const never = (emitter, event, ms = 100) =>

@@ -46,6 +46,7 @@ def official() -> Iterator[ClientServer]:
     server.start()
     yield server
     server.stop()
+    server.discard()
 
 
 async def run(folder: Path, name: str, *, ends: bool = True, **environment: str) -> None:

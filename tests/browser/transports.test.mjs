@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { after, afterEach, test } from "node:test";
 
 import { FakeServer } from "./fake.mjs";
-import { client, manage, never, next, sleep } from "./support.mjs";
+import { client, manage, never, next, sleep, until } from "./support.mjs";
 
 const { Engine, Fetch, Manager, WebSocket, XHR } = client;
 const xhr = process.env.POLLING === "xhr";
@@ -19,13 +19,6 @@ const fake = async (...args) => {
 afterEach(() => {
   for (const server of servers.splice(0)) server.stop();
 });
-
-const until = async (condition, what = condition) => {
-  for (let tries = 0; !condition(); tries++) {
-    assert.ok(tries < 1000, `not true: ${what}`);
-    await sleep(5);
-  }
-};
 
 const connect = async (server, options) => {
   const manager = manage(server.url, { reconnection: false, ...options });
@@ -240,7 +233,7 @@ test("a POST that is refused ends the connection and the poll", async () => {
 
 test("requests may not last longer than requestTimeout", async () => {
   const server = await fake();
-  const manager = manage(server.url, { ...POLL, requestTimeout: 400, reconnection: false });
+  const manager = manage(server.url, { ...POLL, requestTimeout: 3000, reconnection: false });
   const socket = manager.socket("/");
   assert.equal((await next(socket, "disconnect"))[1].message, readError);
 });

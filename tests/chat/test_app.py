@@ -46,7 +46,7 @@ class Guest:
         return str(self.client.get_sid())
 
     async def call(self, event: str, *values: object) -> Any:
-        return await self.client.call(event, values, timeout=5)
+        return await self.client.call(event, values, timeout=20)
 
     async def refused(self, event: str, *values: object) -> str:
         """Return why a request was refused."""
@@ -59,14 +59,14 @@ class Guest:
 
     async def hears(self, event: str, count: int = 1) -> Any:
         """Return what was told last, once it was told so many times."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while len(self.all(event)) < count:
                 await asyncio.sleep(0.005)
         return self.all(event)[-1]
 
     async def knows(self, room: str, *users: str) -> None:
         """Wait until the differences it was told make up these users."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while self.known(room) != set(users):
                 await asyncio.sleep(0.005)
 
@@ -108,7 +108,9 @@ async def enter(address: tuple[str, int]) -> AsyncIterator[Enter]:
         guest = Guest()
         guests.append(guest)
         url = "http://{}:{}".format(*address)
-        await guest.client.connect(url, auth={"name": name}, transports=["websocket"])
+        await guest.client.connect(
+            url, auth={"name": name}, transports=["websocket"], wait_timeout=20
+        )
         for room in rooms:
             assert (await guest.call("enter", room))["ok"]
         return guest
@@ -117,7 +119,7 @@ async def enter(address: tuple[str, int]) -> AsyncIterator[Enter]:
     for guest in guests:
         await guest.client.disconnect()
         await guest.client.shutdown()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while chat.io.sockets:
             await asyncio.sleep(0.005)
 
@@ -265,6 +267,7 @@ async def test_coming_and_going_is_told(enter: Enter) -> None:
 async def test_two_tabs_are_one_person(enter: Enter) -> None:
     ada, one = await enter("Ada", "a"), await enter("Grace", "a")
     two = await enter("Grace", "a")
+    await ada.hears("entered")
     await one.client.disconnect()
     await asyncio.sleep(0.3)
     assert not ada.all("left")
@@ -357,7 +360,7 @@ class Asked:
 
 
 async def nobody_watches() -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while chat.people.watching:
             await asyncio.sleep(0.01)
 
@@ -377,7 +380,7 @@ async def test_nothing_is_asked_while_nobody_is_in_a_room(
     assert chat.people.watching
     asked.questions.clear()
     began = time.monotonic()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while asked.questions.count("a") < 5:
             await asyncio.sleep(0.005)
     # Once a round for each room, whoever is in it; of the five one may be due to who came last.
@@ -479,6 +482,7 @@ async def test_a_picture_must_be_what_it_says(enter: Enter) -> None:
     assert (await announce(ada, bytes(0)))["error"] == f"size: expected 1 to {SIZE} bytes"
     assert (await announce(ada, bytes(SIZE + 1)))["ok"] is False
     assert (await ada.call("piece", "p1", 0, PNG.ljust(PIECE)))["ok"]
+    await grace.hears("piece")
     await ada.call("leave", "a")
     assert await ada.refused("piece", "p1", 1, bytes(10)) == "you are not in a"
     assert len(grace.all("piece")) == 1
@@ -557,6 +561,7 @@ async def test_a_gap_is_told_once(enter: Enter) -> None:
     ada = await enter("Ada", "a")
     for _ in range(5):
         chat.io.tell("bus_gap", {"kind": "lost", "count": 1})
+    await ada.hears("gap")
     await ada.call("who", "a")
     assert len(ada.all("gap")) == 1
 
@@ -568,7 +573,7 @@ async def get(
     address: tuple[str, int], path: str, **headers: str
 ) -> tuple[int, dict[str, str], str]:
     def fetch() -> tuple[int, dict[str, str], str]:
-        connection = HTTPConnection(*address, timeout=5)
+        connection = HTTPConnection(*address, timeout=20)
         connection.request("GET", path, headers=headers)
         response = connection.getresponse()
         body = response.read().decode()

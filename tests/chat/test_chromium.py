@@ -43,7 +43,7 @@ FLAGS: Final = [
     "--disable-sync",
 ]
 PHONE: Final = {"width": 360, "height": 640}
-WAIT: Final = 10_000.0
+WAIT: Final = 15_000.0
 """Milliseconds in which a page must show what is expected."""
 LOST: Final = re.compile(r"WebSocket connection to .* failed|Failed to load resource")
 """What a browser says of itself when the server goes away; anything else is ours."""
@@ -58,6 +58,14 @@ NOTE_PROGRESS: Final = """() => {
     }).observe(document.body, { childList: true, subtree: true });
 }"""
 
+NOTE_BANNER: Final = """() => {
+    window.told = [];
+    new MutationObserver((changes) => {
+        for (const { addedNodes } of changes)
+            for (const it of addedNodes) told.push(it.textContent);
+    }).observe(banner, { childList: true });
+}"""
+
 rooms = (f"room {number}" for number in itertools.count(1))
 
 
@@ -67,13 +75,23 @@ class Visitor:
     def __init__(self, page: Page, name: str) -> None:
         self.page = page
         self.name = name
-        self.problems: list[str] = []
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
+        self.all_problems: list[str] = []
+        self.forgiven: list[re.Pattern[str]] = []
+        page.on("pageerror", lambda error: self.all_problems.append(str(error)))
         page.on("console", self._on_console)
 
     def _on_console(self, message: Any) -> None:
         if message.type in {"error", "warning"}:
-            self.problems.append(f"{message.type}: {message.text}")
+            self.all_problems.append(f"{message.type}: {message.text}")
+
+    @property
+    def problems(self) -> list[str]:
+        """What went wrong and is not forgiven."""
+        return [
+            problem
+            for problem in self.all_problems
+            if not any(pattern.search(problem) for pattern in self.forgiven)
+        ]
 
     @property
     def messages(self) -> Any:
@@ -130,8 +148,15 @@ class Visitor:
         """Return the labels of the progress bars there were."""
         return list(await self.page.evaluate("window.noted"))
 
-    def forgive_the_lost_connection(self) -> None:
-        self.problems = [one for one in self.problems if not LOST.search(one)]
+    async def notes_banner(self) -> None:
+        """Keep what the banner says: the connection may be back before we look."""
+        await self.page.evaluate(NOTE_BANNER)
+
+    async def is_cut_off(self) -> None:
+        """Wait until the banner has said so."""
+        async with asyncio.timeout(WAIT / 1000):
+            while "Connection lost" not in "".join(await self.page.evaluate("window.told")):
+                await asyncio.sleep(0.02)
 
 
 Visit = Callable[..., Awaitable[Visitor]]
@@ -146,6 +171,7 @@ def chat(_new_cluster: Callable[..., RunningCluster]) -> RunningCluster:
 async def browser() -> AsyncIterator[Browser]:
     require("chromium", CHROMIUM)
     require("chromium", async_playwright, "playwright is not installed")
+    expect.set_options(timeout=WAIT)
     async with async_playwright() as playwright:
         # Its profile is a new folder each time.
         browser = await playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
@@ -179,10 +205,14 @@ async def visit(browser: Browser, chat: RunningCluster) -> AsyncIterator[Visit]:
 async def two(visit: Visit, room: str, **options: Any) -> tuple[Visitor, Visitor]:
     """Return two people of one room who are served by different workers."""
     ada = await visit("Ada", room, **options)
-    for name in ("Grace", "Edsger", "Barbara", "Radia", "Frances"):
+    same: list[Visitor] = []
+    for name in ("Grace", "Edsger", "Barbara", "Radia", "Frances", "Hedy", "Joan", "Margaret"):
         other = await visit(name, room, **options)
         if await other.worker() != await ada.worker():
+            for one in same:  # what happens to a worker later is not theirs to complain of
+                await one.page.context.close()
             return ada, other
+        same.append(other)
         # Whoever stays connected makes the other worker the next one's choice.
         await other.page.get_by_role("button", name=f"Leave {room}").click()
         # Until the balancer knows who left, this test's people and those of the test before.
@@ -213,12 +243,15 @@ async def test_two_people_chat_across_workers(visit: Visit) -> None:
     room = next(rooms)
     ada, grace = await two(visit, room)
     await expect(ada.page.locator("#people-list li")).to_have_count(2, timeout=WAIT)
-    await grace.page.get_by_label("Message", exact=True).press_sequentially("Hel")
-    await expect(ada.page.locator("#typing")).to_have_text(f"{grace.name} is typing…")
+    typing = ada.page.locator("#typing")
+    async with asyncio.timeout(WAIT / 1000):
+        # It is told each two seconds, to whoever can take it just then: one telling may be lost.
+        while await typing.inner_text() != f"{grace.name} is typing…":
+            await grace.page.get_by_label("Message", exact=True).press_sequentially("Hel")
     await grace.say("<b>Hello</b> & <img src=x onerror=alert(1)>")
     await ada.hears("<b>Hello</b> & <img src=x onerror=alert(1)>", grace.name)
     await grace.is_understood("Hello")
-    await expect(ada.page.locator("#typing")).to_have_text("")
+    await expect(typing).to_have_text("")
     for number in range(8):
         await ada.say(f"message {number}.")
     await ada.is_understood("message 7.")
@@ -227,7 +260,9 @@ async def test_two_people_chat_across_workers(visit: Visit) -> None:
     await ada.page.get_by_label("Your name").last.fill("Lovelace")
     await ada.page.keyboard.press("Enter")
     await expect(grace.page.locator("#people-list")).to_contain_text("Lovelace", timeout=WAIT)
-    await expect(grace.page.locator(".log:visible")).to_contain_text("Ada is now called Lovelace")
+    # Who asks just then who is there finds somebody who came, before anybody tells of the new name.
+    renamed = re.compile("Ada is now called Lovelace|Lovelace came in")
+    await expect(grace.page.locator(".log:visible")).to_contain_text(renamed)
     await ada.page.close()
     await expect(grace.page.locator("#people-list li")).to_have_count(1, timeout=WAIT)
     await expect(grace.page.locator(".log:visible")).to_contain_text("Lovelace left")
@@ -278,6 +313,8 @@ async def test_a_worker_dies_and_both_come_back(
 ) -> None:
     cluster = spawn_cluster(CHAT, 2)
     ada, grace = await two(visit, "harbour", at=cluster.url)
+    for one in (ada, grace):
+        one.forgiven.append(LOST)
     await ada.enter("pier")
     await ada.page.get_by_role("button", name="harbour", exact=True).click()
     await ada.is_in("harbour")
@@ -285,12 +322,14 @@ async def test_a_worker_dies_and_both_come_back(
     (tmp_path / "rocks.png").write_bytes(picture_of(8_000_000))
     await grace.notes_progress()
     await ada.page.locator("#file").set_input_files(tmp_path / "rocks.png")
-    async with asyncio.timeout(10):  # Playwright's own waiting is against the page's CSP
+    async with asyncio.timeout(WAIT / 1000):  # Playwright's own waiting is against the page's CSP
         while not await grace.progress():
             await asyncio.sleep(0.02)
     for victim in (ada, grace):
         died = await victim.worker()
         hurt = [one for one in (ada, grace) if await one.worker() == died]
+        for one in hurt:
+            await one.notes_banner()
         cluster.kill_role(died.replace("w", "worker-"))
         await asyncio.gather(*map(comes_back, hurt))
     for one, other in ((ada, grace), (grace, ada)):
@@ -304,16 +343,15 @@ async def test_a_worker_dies_and_both_come_back(
     await expect(image).to_be_visible(timeout=3 * WAIT)
     await expect(ada.page.locator("#room-list li")).to_have_count(2)
     await expect(ada.page.locator(".log:visible")).to_contain_text("You were away")
-    for one in (ada, grace):
-        one.forgive_the_lost_connection()
 
 
 async def comes_back(visitor: Visitor) -> None:
-    banner = visitor.page.locator("#banner")
-    await expect(banner).to_contain_text("Connection lost", timeout=WAIT)
+    await visitor.is_cut_off()
     text = f"{visitor.name} was away {random.random()}"
     await visitor.say(text)
-    await expect(banner).not_to_contain_text("Connection lost", timeout=WAIT)
+    banner = visitor.page.locator("#banner")
+    # Both workers may be starting at a time, and attempts become rare.
+    await expect(banner).not_to_contain_text("Connection lost", timeout=3 * WAIT)
     await expect(visitor.messages.filter(has_text=text).locator(".ticks")).to_contain_text("✓")
 
 
@@ -352,7 +390,7 @@ async def test_a_picture_arrives_as_it_was(
     await ada.page.locator("#file").set_input_files(path)
     progress = grace.page.get_by_role("progressbar", name="Receiving rocks.png")
     image = grace.page.get_by_role("img", name="Picture of Ada: rocks.png")
-    await expect(image).to_be_visible(timeout=30_000)
+    await expect(image).to_be_visible(timeout=4 * WAIT)
     await expect(progress).to_be_hidden()
     assert await grace.progress() == ["Receiving rocks.png"]
     async with grace.page.expect_download() as download:
@@ -560,11 +598,11 @@ async def test_nothing_comes_from_elsewhere_and_nothing_is_inline(
     assert "unsafe" not in policy
     await ada.come_in(next(rooms))
     assert {url.startswith((chat.url, "blob:")) for url in urls} == {True}
+    ada.forgiven.append(re.compile("Trusted|Security"))
     with pytest.raises(Error, match="TrustedHTML"):
         await ada.page.evaluate("document.body.innerHTML = '<b>bold</b>'")
     with pytest.raises(Error, match=r"Content Security Policy|unsafe-eval|TrustedScript"):
         await ada.page.evaluate("setTimeout('1')")
-    ada.problems = [one for one in ada.problems if "Trusted" not in one and "Security" not in one]
 
 
 async def test_about(visit: Visit) -> None:

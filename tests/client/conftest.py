@@ -21,6 +21,7 @@ def server(request: pytest.FixtureRequest) -> Iterator[ClientServer]:
     one.start()
     yield one
     one.stop()
+    one.discard()
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +31,7 @@ def node() -> Iterator[ClientServer]:
     one.start()
     yield one
     one.stop()
+    one.discard()
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def spawn() -> Iterator[Callable[..., ClientServer]]:
 
     yield start
     for one in mine:
-        one.kill()
+        one.discard()
 
 
 @pytest.fixture

@@ -40,6 +40,9 @@ async def main(url: str, amount: int, transport: str) -> None:
     before, started = resident(), time.process_time()
     clients = await connect(url, amount, options)
     seconds = time.process_time() - started
+    async with asyncio.timeout(60):  # those that upgrade take their time for it
+        while any(client.transport_name != "websocket" for client in clients):
+            await asyncio.sleep(0.05)
     await asyncio.sleep(1)
     gc.collect()
     after = resident()

@@ -2,6 +2,7 @@
 // node server.mjs '{"port": 0, "options": {}}'; it prints "ready on http://127.0.0.1:PORT".
 
 import { createServer } from "node:http";
+import { setTimeout as sleep } from "node:timers/promises";
 import { Server } from "socket.io";
 
 const { port = 0, options = {} } = JSON.parse(process.argv[2] ?? "{}");
@@ -12,6 +13,15 @@ const io = new Server(http, {
   allowRequest: (_request, answer) => setTimeout(() => answer(null, true), 10),
   ...options,
 });
+
+// A client may be back before its earlier connection has ended here, and only then there is
+// something to recover: that end is waited for.
+const main = io.of("/");
+const restore = main.adapter.restoreSession;
+main.adapter.restoreSession = async function (pid, offset) {
+  while ([...main.sockets.values()].some((socket) => socket.pid === pid)) await sleep(5);
+  return restore.call(this, pid, offset);
+};
 
 const TEXTS = ["てすと", "Я Б Г Д Ж Й", "Ä ä Ü ü ß", "utf8 — string", "utf8 — string"];
 const DATA = Buffer.from("asdfasdf");

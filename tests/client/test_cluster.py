@@ -81,6 +81,6 @@ async def test_a_worker_is_killed(
     with pytest.raises(Disconnected):
         await waiting
     assert ended.calls[0][0] in {"transport close", "transport error"}
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         assert (await client.emit_with_ack("whoami"))["pid"] != pid
     await client.close()

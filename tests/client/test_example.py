@@ -28,7 +28,7 @@ async def test_the_visitor_hears_itself(capsys: pytest.CaptureFixture[str]) -> N
         url = f"http://127.0.0.1:{addresses[0][1]}"
         visiting = asyncio.create_task(load("client").visit(url, "harbour"))
         printed = ""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(15):
             while "said Hello" not in printed:
                 await asyncio.sleep(0.01)
                 printed += capsys.readouterr().out

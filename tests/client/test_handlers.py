@@ -50,7 +50,7 @@ async def test_failures_are_logged_and_end_nothing(
         texts = [record.getMessage() for record in caplog.records]
         return [kind for kind in kinds if sum(repr(kind) in text for text in texts) < 2]
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while missing():
             await asyncio.sleep(0.01)
     await asyncio.sleep(0.02)
@@ -78,7 +78,7 @@ async def test_what_cannot_be_acknowledged_is_logged(
     client.on("question", lambda _question: object())
     await client.connect()
     client.emit("ask me", 1, ack=lambda *_: None)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while "object is neither JSON nor bytes" not in caplog.text:
             await asyncio.sleep(0.01)
 

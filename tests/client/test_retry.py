@@ -19,7 +19,7 @@ async def test_order(
     server: ClientServer, new_client: NewClient, sent: list[tuple[Any, bool]]
 ) -> None:
     """should preserve the order of the packets"""
-    client, answers = new_client(server.url, retries=1, ack_timeout=2), Heard()
+    client, answers = new_client(server.url, retries=1, ack_timeout=30), Heard()
     client.connect()
     for number in (1, 2, 3):
         client.emit("echo", number, ack=lambda *args: answers(*args, client.core.queued))
@@ -47,13 +47,18 @@ async def test_no_answer(
     assert client.core.queued == 0
 
 
-async def test_waits_for_the_connection(server: ClientServer, new_client: NewClient) -> None:
+async def test_waits_for_the_connection(
+    server: ClientServer, new_client: NewClient, sent: list[tuple[Any, bool]]
+) -> None:
     """should not drain the queue while the socket is disconnected"""
-    client = new_client(server.url, retries=3, ack_timeout=0.05)
+    client = new_client(server.url, retries=3, ack_timeout=30)
     answer = asyncio.create_task(client.emit_with_ack("echo", 1))
     await asyncio.sleep(0.1)
+    assert not client.core.acks
+    assert not client.core.send_buffer
     client.connect()
     assert await answer == 1
+    assert [packet for packet, _ in sent] == [b"0", b'20["echo",1]']
 
 
 async def test_not_twice(
@@ -85,7 +90,7 @@ async def test_given_up_is_logged(
     client = new_client(server.url, retries=1, ack_timeout=0.01)
     await client.connect()
     client.emit("unknown")
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while client.core.queued:
             await asyncio.sleep(0.01)
     assert "'unknown' was given up" in caplog.text

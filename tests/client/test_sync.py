@@ -32,7 +32,7 @@ def test_talks(client: Client) -> None:
     assert client.connected
     assert client.emit_with_ack("getId") == client.id
     assert client.emit_with_ack("values", 1, b"2") == (1, b"2")
-    assert client.timeout(5).emit_with_ack("echo", "x") == "x"
+    assert client.timeout(30).emit_with_ack("echo", "x") == "x"
     client.send("message")
     assert client.nsp == "/"
     assert client.transport_name in {"polling", "websocket"}
@@ -69,10 +69,10 @@ def test_handlers_run_in_one_thread_and_may_block(client: Client) -> None:
     @client.on("question")
     def question(value: int) -> Any:
         time.sleep(0.01)
-        return client.timeout(5).emit_with_ack("echo", value * 2)
+        return client.timeout(30).emit_with_ack("echo", value * 2)
 
     client.emit("items", 10, "x")
-    assert done.wait(5)
+    assert done.wait(15)
     assert [number for number, _ in seen] == list(range(10))
     assert {thread for _, thread in seen}.isdisjoint({threading.get_ident()})
     assert len({thread for _, thread in seen}) == 1
@@ -102,7 +102,7 @@ def test_listeners_are_removed(client: Client) -> None:
     client.off_any(hear)
     client.off_any_outgoing(hear)
     client.emit("mirror", 1)
-    assert client.receive(5)[1][0] == 1
+    assert client.receive(15)[1][0] == 1
     assert not heard
 
 
@@ -112,7 +112,7 @@ def test_middlewares_and_callbacks(client: Client) -> None:
     client.on("mirrored", lambda *args: heard.append(args))
     client.emit("mirror", 1)
     client.emit("echo", 2, ack=lambda *args: heard.append(args))
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 15
     while len(heard) < 2 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert (None, 2) in heard
@@ -127,25 +127,25 @@ def test_iterates_until_disconnected(client: Client) -> None:
         if len(numbers) == 5:
             client.emit("kick me", False)
     assert numbers == list(range(5))
-    assert client.wait(5)
+    assert client.wait(15)
 
 
 def test_waits_for_the_end(client: Client) -> None:
     assert not client.wait(0.01)
     threading.Timer(0.05, client.disconnect).start()
-    assert client.wait(5)
+    assert client.wait(15)
 
 
 def test_namespaces(client: Client) -> None:
     with pytest.raises(ConnectError, match="Auth failed"):
-        client.of("/no").connect(timeout=5)
+        client.of("/no").connect(timeout=15)
 
     def slow() -> dict[str, int]:
         time.sleep(0.01)
         return {"slow": 1}
 
     foo = client.of("/foo", auth=slow)
-    foo.connect(timeout=5)
+    foo.connect(timeout=15)
     assert foo.emit_with_ack("getId") == foo.id
     foo.disconnect()
     assert client.connected
@@ -164,7 +164,7 @@ def test_many_threads(client: Client) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(10)
+        thread.join(20)
     assert not wrong
     assert not any(thread.is_alive() for thread in threads)
 
@@ -173,7 +173,7 @@ def test_reconnects(client: Client) -> None:
     back = threading.Event()
     client.manager.on("reconnect", back.set)
     client.emit("end it")
-    assert back.wait(5)
+    assert back.wait(15)
     assert client.emit_with_ack("echo", 1) == 1
     client.manager.off("reconnect", back.set)
 
@@ -193,13 +193,17 @@ def test_the_loops_thread_does_not_wait_for_itself(client: Client) -> None:
 SCRIPT = """
 import sys, threading, time
 from limpet.sync import Client
+from limpet_client import background
 
+background._FAREWELL = 20  # a server may be slow to say goodbye; the handlers' second comes after
 client = Client(sys.argv[1], reconnection_delay=0.01)
 client.connect()
 client.on("item", lambda *args: time.sleep(60))  # the end does not wait for handlers
 client.emit("items", 3, "x")
 assert client.emit_with_ack("echo", 1) == 1
 threading.Thread(target=client.wait, daemon=True).start()
+while not background.background().call(lambda: client._emitter.listen()._enders):
+    time.sleep(0.01)
 if sys.argv[2] == "raise":
     raise SystemExit(3)
 print("done")
@@ -214,9 +218,9 @@ def test_the_interpreter_ends(spawn: Callable[..., ClientServer], how: str, code
         [sys.executable, "-W", "error", "-c", SCRIPT, server.url, how],
         capture_output=True,
         text=True,
-        timeout=20,
+        timeout=50,
         check=False,
     )
     assert ended.returncode == code
     assert ended.stderr == "3 handlers still ran after 1.0 s and were cancelled\n"
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < 30

@@ -30,7 +30,7 @@ Spawn = Callable[..., ClientServer]
 
 
 async def upgraded(client: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(15):
         while client.transport_name != "websocket":
             await asyncio.sleep(0.005)
 
@@ -73,7 +73,7 @@ async def test_upgrades_under_traffic(server: ClientServer, new_client: NewClien
             client.emit("mirror", sent)
             sent += 1
             await asyncio.sleep(0.001)
-            assert sent < 5000
+            assert sent < 15_000
         assert client.transport_name == "websocket"
         assert await got.wait(sent) == [(number,) for number in range(sent)]
         assert (await client.emit_with_ack("whoami"))["transport"] == "websocket"
@@ -245,9 +245,12 @@ async def test_the_network_is_cut(
             await upgraded(client)
         asking = asyncio.create_task(client.emit_with_ack("unknown"))
         await asyncio.sleep(0.02)
+        there = way.decide
+        way.decide = lambda _head: None  # else a poll that is not there yet would go another way
         way.cut()
         with pytest.raises(ConnectionError):
             await asking
+        way.decide = there
         assert await client.emit_with_ack("echo", 1) == 1
         reason, error = gone.calls[0]
         assert reason in {"transport close", "transport error"}
@@ -321,7 +324,7 @@ async def test_a_server_that_falls_silent(
     silent: tuple[Silent, str], options: dict[str, Any], new_client: NewClient
 ) -> None:
     one, url = silent
-    one.hello |= {"pingInterval": 300, "pingTimeout": 300}
+    one.hello |= {"pingInterval": 1000, "pingTimeout": 1500}
     one.polls = [b'40{"sid":"abc"}']
     one.frames = ['40{"sid":"abc"}']
     client, gone = new_client(url, reconnection=False, **options), Heard()
@@ -347,7 +350,9 @@ async def test_an_upgrade_that_fails(
     client.emit("hello")
     assert await got.wait(20) == [(number,) for number in range(20)]
     assert client.transport_name == "polling"
-    assert b'42["hello"]' in b"".join(one.posts)
+    async with asyncio.timeout(15):
+        while b'42["hello"]' not in b"".join(one.posts):
+            await asyncio.sleep(0.01)
     await client.close()
 
 
@@ -370,7 +375,7 @@ async def test_a_server_that_does_not_read(
             await client.volatile.emit_with_ack("small")
         started = asyncio.get_running_loop().time()
         await client.close()  # what waits cannot go: it is not waited for without an end
-        assert 0.2 < asyncio.get_running_loop().time() - started < 2
+        assert 0.2 < asyncio.get_running_loop().time() - started < 15
 
 
 @pytest.mark.parametrize(

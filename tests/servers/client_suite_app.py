@@ -67,7 +67,7 @@ async def ack(socket: Socket, event: str, *_: object) -> None:
     if event != "ack":
         return
     try:
-        answer = await socket.timeout(5).emit_with_ack("ack")
+        answer = await socket.timeout(20).emit_with_ack("ack")
     except (AckTimeout, Disconnected):
         return
     if answer == (5, {"test": True}):

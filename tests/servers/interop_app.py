@@ -55,7 +55,7 @@ def say_all(_socket: Socket, *args: object) -> None:
 
 @io.on("ask me")
 async def ask_me(socket: Socket, question: object) -> object:
-    return await socket.timeout(5).emit_with_ack("question", question)
+    return await socket.timeout(20).emit_with_ack("question", question)
 
 
 @io.on("never")
