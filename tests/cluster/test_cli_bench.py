@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -209,13 +210,18 @@ def test_ctrl_c_ends_it_with_what_was_measured(calm_cluster: RunningCluster) -> 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "PYTHONFAULTHANDLER": "1"},
     )
     assert process.stderr is not None
     assert "connect: 2 clients" in process.stderr.readline()
     # Some of the first may be of the test before, reported late.
     wait_until(lambda: sessions() > before + 20, 20, "it does not connect")
     process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=15)
+    try:
+        output, errors = process.communicate(timeout=20)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)  # it tells where it stands
+        output, errors = process.communicate()
     assert process.returncode == 0, errors
     assert "connections, " in output
     assert not errors
