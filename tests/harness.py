@@ -179,13 +179,19 @@ class RunningCluster:
 
     def kill(self) -> None:
         """End the supervisor as a crash does: no warning, no clean-up."""
-        os.kill(self.pid, signal.SIGKILL)
-        self._reap()
+        self._process.kill()
+        self._process.wait(20)
 
     def stop(self) -> int:
         """End it as systemd does, SIGTERM to the supervisor alone; return its exit code."""
-        self._xprocess.getinfo(self.name).terminate(kill_proc_tree=False, timeout=20)
-        return self._reap()
+        # Not by xprocess: it collects the exit code and keeps it to itself.
+        process = self._process
+        process.send_signal(signal.SIGTERM)
+        try:
+            return int(process.wait(20))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return int(process.wait(20))
 
     def ask_to_end(self) -> None:
         """Send SIGTERM and do not wait."""
@@ -196,15 +202,19 @@ class RunningCluster:
         """End it if it still runs, and remove what it leaves behind."""
         if self.alive:
             self.stop()
+        for process in self._processes:
+            process.wait(20)  # one that nobody waited for is a ResourceWarning, an error here
         pidpath = self._xprocess.getinfo(self.name).pidpath
         if pidpath.check():
             pidpath.remove()
         shutil.rmtree(self.run_directory, ignore_errors=True)
 
-    def _reap(self) -> int:
-        # A Popen that nobody waited for is a ResourceWarning, an error here. After a restart the
-        # last one counts.
-        for resource in reversed(self._xprocess.resources):
-            if resource.info and resource.info[0].name == self.name:
-                return int(resource.popen.wait(20))
-        return 0
+    @property
+    def _process(self) -> subprocess.Popen[bytes]:
+        """The supervisor; after a restart the last one."""
+        return self._processes[-1]
+
+    @property
+    def _processes(self) -> list[subprocess.Popen[bytes]]:
+        started = [one for one in self._xprocess.resources if one.info and one.popen]
+        return [one.popen for one in started if one.info[0].name == self.name]
