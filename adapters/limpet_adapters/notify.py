@@ -16,6 +16,8 @@ _LARGEST: Final = 60_000
 """Bytes of one datagram; longer texts are cut."""
 _PATIENCE: Final = 0.5
 """Seconds that a full queue is waited for."""
+_AGAIN: Final = 1.0
+"""Seconds until it is said again that this process is ready, where no watchdog sets the pace."""
 _LAST_WORDS: Final = 5.0
 """The same for what is said just before this process ends."""
 
@@ -37,7 +39,7 @@ class Notifier:
         """Whether it said so."""
         self._socket: socket.socket | None = None  # opened by the first message
         self._timer: asyncio.TimerHandle | None = None  # set while the watchdog is fed
-        self._unheard = ""  # that it is ready, as long as the queue had no room for it
+        self._unheard = False  # whether it is ready and the queue had no room to say so
 
     @classmethod
     def from_environment(cls, environ: MutableMapping[str, str] = os.environ) -> Self:
@@ -56,13 +58,14 @@ class Notifier:
         """Say that this process does its work from now on."""
         self.was_ready = True
         text = "READY=1" + (f"\nSTATUS={_line(status)}" if status else "")
-        self._unheard = "" if self._send(text) else text
+        self._unheard = not self._send(text)
 
     def alive(self) -> None:
         """Give a sign of life; say again that this process is ready if that was not to be heard."""
-        if self._unheard and self._send(self._unheard, wait=0.0):
-            self._unheard = ""
-        self._send("WATCHDOG=1", wait=0.0)
+        if self._unheard:
+            self._unheard = not self._send("READY=1", wait=0.0)
+        if self.watchdog > 0:
+            self._send("WATCHDOG=1", wait=0.0)
 
     def status(self, text: str) -> None:
         """Say in one line what this process is doing."""
@@ -70,6 +73,7 @@ class Notifier:
 
     def stopping(self) -> None:
         """Say that this process is on its way out."""
+        self._unheard = False  # whoever was not told that it is ready need not know any more
         self._send("STOPPING=1")
 
     def extend(self, seconds: float) -> None:
@@ -90,12 +94,16 @@ class Notifier:
 
         The first one would wind up systemd's watchdog, while an application that takes long to
         be imported holds the loop up: until it is ready, it has the time that a start may take.
+        Where nobody wants signs of life, this goes on until it was heard that it is ready.
         """
-        if self.watchdog <= 0 or self.address is None:
+        if self.address is None:
             return
         if self.was_ready:
             self.alive()
-        self._timer = loop.call_later(self.watchdog / 3, self.start_watchdog, loop)
+            if self.watchdog <= 0 and not self._unheard:
+                return
+        pause = self.watchdog / 3 if self.watchdog > 0 else _AGAIN
+        self._timer = loop.call_later(pause, self.start_watchdog, loop)
 
     def close(self) -> None:
         """Give the socket back and let the watchdog starve."""

@@ -365,11 +365,11 @@ class Run:
         self, work: Callable[[Client, float], Awaitable[None]], until: float
     ) -> None:
         """Send when it is time, whether or not answers came: late ones count from then."""
-        pause = 1 / self._load.rate
-        due = until - self._load.seconds  # when the time began, or some of it would be lost
+        began = until - self._load.seconds
         number = 0
         under_way: set[asyncio.Future[None]] = set()
-        while due < until:
+        while (offset := number / self._load.rate) < self._load.seconds:
+            due = began + offset
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             client = self._clients[number % len(self._clients)]
             if client.connected:
@@ -377,7 +377,6 @@ class Run:
                 under_way.add(task)
                 task.add_done_callback(under_way.discard)
             number += 1
-            due += pause
         if under_way:
             await asyncio.wait(under_way, timeout=self._load.answer_within)
 

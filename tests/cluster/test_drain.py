@@ -380,8 +380,11 @@ async def test_a_drain_ends_with_the_worker(spawn_cluster: SpawnCluster, enter: 
     await crowd(enter, cluster, 10)
     draining = asyncio.create_task(command(cluster, "drain", "w0", "--window=60", "--json"))
     await eventually(lambda: cluster.api.get("workers")["data"][0]["state"] == "draining", 15)
-    cluster.kill_role("hub")  # who waits for the worker does not mind
-    await asyncio.sleep(0.5)
+    old = cluster.kill_role("hub")  # who waits for the worker does not mind
+    await asyncio.to_thread(cluster.wait_restarted, "hub", old)
+    # The next one hears of the worker first, and then how many sessions it has.
+    await asyncio.sleep(2)
+    assert not draining.done(), draining.result().output
     os.kill(cluster.pids["worker-0"], signal.SIGKILL)
     done = await draining
     assert done.exit_code == 0, done.output

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from limpet_adapters import notify
 from limpet_adapters.notify import Notifier
 from limpet_cluster.supervisor.notices import NoticeBoard, parse
 
@@ -144,19 +145,41 @@ async def test_who_does_not_listen_holds_up_nobody(directory: Path) -> None:
         notifier.close()
 
 
-def test_that_it_is_ready_is_said_again_when_there_was_no_room_for_it(directory: Path) -> None:
+@pytest.mark.parametrize("watchdog", [0.0, 0.15])
+async def test_that_it_is_ready_is_said_again_when_there_was_no_room_for_it(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, watchdog: float
+) -> None:
+    monkeypatch.setattr(notify, "_AGAIN", 0.05)
     address = str(directory / "notify")
     with listen(address) as receiver:
-        others, notifier = Notifier(address), Notifier(address)
+        others, notifier = Notifier(address), Notifier(address, watchdog)
         for _ in range(3000):
             others.status("at work")
         notifier.ready("at work too")
         receiver.setblocking(False)
         assert set(_received(receiver)) == {b"STATUS=at work"}
+        notifier.status("busy")  # which is newer than what was not heard
+        notifier.start_watchdog(asyncio.get_running_loop())
+        await asyncio.sleep(0.3)
+        heard = _received(receiver)
+        assert heard[:2] == [b"STATUS=busy", b"READY=1"]
+        assert set(heard[2:]) == ({b"WATCHDOG=1"} if watchdog else set())
+        others.close()
+        notifier.close()
+
+
+def test_that_it_was_ready_is_not_said_at_the_end(directory: Path) -> None:
+    address = str(directory / "notify")
+    with listen(address) as receiver:
+        others, notifier = Notifier(address), Notifier(address, 15.0)
+        for _ in range(3000):
+            others.status("at work")
+        notifier.ready()
+        receiver.setblocking(False)
+        assert set(_received(receiver)) == {b"STATUS=at work"}
+        notifier.stopping()
         notifier.alive()
-        assert _received(receiver) == [b"READY=1\nSTATUS=at work too", b"WATCHDOG=1"]
-        notifier.alive()
-        assert _received(receiver) == [b"WATCHDOG=1"]
+        assert _received(receiver) == [b"STOPPING=1", b"WATCHDOG=1"]
         others.close()
         notifier.close()
 

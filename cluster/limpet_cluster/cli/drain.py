@@ -122,17 +122,20 @@ def _progress(
             )
         time.sleep(_LOOK_EACH)
         try:
-            found = _one(api, lambda one: one["id"] == id_)
+            page = api.get("workers")
             heard = time.monotonic()
         except NotReachableError:  # the hub may be replaced meanwhile: the worker drains on
             if time.monotonic() - heard > _HUB_AWAY:
                 raise
             continue
+        found = next((one for one in page["data"] if one["id"] == id_), None)
+        if found is None and not page["complete"]:
+            continue  # a hub that has just started is yet to hear of it
         if found is None or found["state"] == "gone":
             yield 0  # it has ended: nobody is left there
             return
-        if found["state"] == "starting":
-            continue  # a hub that has just started is yet to hear how it stands
+        if found["state"] == "starting" or found["figures_age_seconds"] is None:
+            continue  # such a hub again: nor does it know how many are left
         if found["state"] != "draining":
             raise options.Failure(f"{title} was taken back meanwhile: it takes sessions again")
         left = found["session_count"]

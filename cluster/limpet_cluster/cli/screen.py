@@ -85,9 +85,10 @@ class Screen:
 
     def suspended(self, _number: int, _frame: FrameType | None) -> None:
         """Stop as Ctrl-Z asks, with the terminal given back meanwhile."""
-        self.leave()
-        os.kill(os.getpid(), signal.SIGSTOP)
-        self.enter()
+        with _held(signal.SIGTSTP):
+            self.leave()
+            os.kill(os.getpid(), signal.SIGSTOP)
+            self.enter()
 
     def close(self) -> None:
         """Close what it opened for itself."""
@@ -107,6 +108,16 @@ def _end(number: int, _frame: FrameType | None) -> NoReturn:
 
 
 @contextmanager
+def _held(*numbers: signal.Signals) -> Iterator[None]:
+    """Let signals come only after the block."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def full_screen() -> Iterator[Screen]:
     """Take the terminal for as long as the block runs."""
     screen = Screen()
@@ -120,7 +131,8 @@ def full_screen() -> Iterator[Screen]:
         screen.enter()
         yield screen
     finally:
-        screen.leave()
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        screen.close()
+        with _held(signal.SIGINT, *handlers):  # another of them would leave it half done
+            screen.leave()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            screen.close()
