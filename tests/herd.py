@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, Self, TypeVar
 
 import uvloop
 
-from faults.crowd import Failure, attempt, balancer
+from faults.crowd import Failure, attempt, balancer, taking
 from harness import RunningCluster
 from raw_clients import Address, Client, EndedError, eventually
 
@@ -343,11 +343,7 @@ class Source:
 async def routed(cluster: RunningCluster, *pids: int) -> None:
     """Wait until the balancer sends newcomers to these workers only: it is told beside all else."""
     async with asyncio.timeout(15):
-        while {
-            one["pid"]
-            for one in (await balancer(cluster))["workers"]
-            if one["ready"] and not one["draining"]
-        } != set(pids):
+        while {one["pid"] for one in taking(await balancer(cluster))} != set(pids):
             await asyncio.sleep(0.02)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
@@ -156,10 +156,3 @@ async def settled() -> None:
     """Let tasks run that wait for nothing but their turn."""
     for _ in range(10):
         await asyncio.sleep(0)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait for what takes some time."""
-    async with asyncio.timeout(15):
-        while not condition():
-            await asyncio.sleep(0.002)

@@ -69,9 +69,9 @@ class Supervised:
         until(lambda: "READY" in self.text, self)
         return self
 
-    def ended(self, timeout: float = 20) -> int:
+    def ended(self) -> int:
         try:
-            return self.process.wait(timeout)
+            return self.process.wait(20)
         except subprocess.TimeoutExpired:
             raise AssertionError(self.text) from None
 
@@ -88,6 +88,12 @@ def rewrite(path: Path, text: str) -> None:
     fresh = path.with_suffix(".new")
     fresh.write_text(text)
     fresh.replace(path)
+
+
+def is_back(supervised: Supervised, name: str) -> bool:
+    """Whether a process is ready again for the first time."""
+    one = supervised.status().get(name, {})
+    return one.get("restarts") == 1 and one["state"] == "ready"
 
 
 def gone(pid: int) -> bool:

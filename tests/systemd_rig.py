@@ -32,6 +32,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from faults.crowd import taking
 from harness import TESTS, wait_until
 from limpet_balancer.channel import ask_stats
 from limpet_balancer.handover import HandoverError
@@ -475,8 +476,7 @@ class Units:
                 figures: dict[str, Any] = asyncio.run(ask_stats(path))
             except (OSError, TimeoutError, HandoverError):
                 return []
-            workers = figures["workers"]
-            return sorted(one["slot"] for one in workers if one["ready"] and not one["draining"])
+            return sorted(one["slot"] for one in taking(figures))
 
         wait_until(lambda: takes() == list(slots), 20, f"not just {slots} take sessions")
 

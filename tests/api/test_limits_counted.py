@@ -43,7 +43,9 @@ async def last_packets(raw: Raw, sid: str) -> list[bytes]:
     """Poll until the session is closed, answering nothing; return what came."""
     came: list[bytes] = []
     while b"1" not in came:
-        came += (await raw.request("GET", f"{POLLING}&sid={sid}")).body.split(b"\x1e")
+        answer = await raw.request("GET", f"{POLLING}&sid={sid}")
+        assert answer.status == 200, answer
+        came += answer.body.split(b"\x1e")
     return came
 
 

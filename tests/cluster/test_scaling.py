@@ -9,10 +9,9 @@ from collections.abc import Callable
 
 import pytest
 
-from faults.crowd import balancer, shows
+from faults.crowd import balancer, noticed, shows
 from harness import RunningCluster
 from herd import Herd, Member, command, routed, run
-from raw_clients import eventually
 
 pytestmark = pytest.mark.processes
 
@@ -80,8 +79,7 @@ async def _story(cluster: RunningCluster, clients: int, further: int) -> None:
         herd.mark()
         began = time.monotonic()
         await scaled(cluster, 1)
-        # Who polls notices only by its next poll.
-        await eventually(lambda: all(member.losses for member in late), 20, "some lost nothing")
+        await noticed(late, 20)
         await herd.complete(20)
         undisturbed(early)
         closed = [member.losses[0].at for member in late]

@@ -19,7 +19,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from harness import require, stopped
-from supervised import DRIVE, Supervised, gone, rewrite, until
+from supervised import DRIVE, Supervised, gone, is_back, rewrite, until
 
 pytestmark = pytest.mark.processes
 
@@ -71,16 +71,11 @@ def test_a_killed_child_is_started_again(supervise: Supervise) -> None:
     for name in ("worker-1", "hub", "balancer"):
         before = cluster.pid(name)
         os.kill(before, signal.SIGKILL)
-        until(partial(_is_back, cluster, name), cluster)
+        until(partial(is_back, cluster, name), cluster)
         assert cluster.pid(name) != before
     assert cluster.status()["worker-0"]["restarts"] == 0
     cluster.process.send_signal(signal.SIGINT)
     assert cluster.ended() == 0
-
-
-def _is_back(cluster: Supervised, name: str) -> bool:
-    one = cluster.status().get(name, {})
-    return one.get("restarts") == 1 and one["state"] == "ready"
 
 
 def test_a_crash_loop_backs_off_and_leaves_the_others_alone(supervise: Supervise) -> None:
@@ -286,7 +281,7 @@ def test_as_pid_1_it_collects_the_orphans_of_others_and_ends_on_term(
     # The worker's end makes the orphan a child of PID 1; its group is ended, and it is collected.
     worker.kill()
     until(lambda: not psutil.pid_exists(orphan.pid), cluster)
-    until(partial(_is_back, cluster, "worker-0"), cluster)
+    until(partial(is_back, cluster, "worker-0"), cluster)
     known = {one.pid for one in first.children()}
     # A stranger that PID 1 has never heard of, adopted because its parent ended.
     namespace = ["nsenter", "--target", str(first.pid), "--pid", "--mount"]

@@ -24,7 +24,7 @@ from limpet_cluster.supervisor.commands import (
     ask,
     supervisor_pid,
 )
-from supervised import Supervised, gone, rewrite, until
+from supervised import Supervised, gone, is_back, rewrite, until
 
 pytestmark = pytest.mark.processes
 
@@ -229,18 +229,13 @@ def test_a_worker_that_crashes_during_a_reload(supervise: Supervise) -> None:
     os.kill(cluster.pid("worker-1"), signal.SIGKILL)  # one that serves meanwhile
     os.kill(cluster.pid("worker-2"), signal.SIGKILL)  # the spare
     for name in ("worker-1", "worker-2"):
-        until(partial(_is_back, cluster, name), cluster)
+        until(partial(is_back, cluster, name), cluster)
     cluster.tell("worker-0")
     asked.wait()
     assert asked.answer is not None, asked.error
     assert asked.answer["slots"] == [0, 1]
     assert workers(cluster) == {"0": "ready", "1": "ready"}
     assert cluster.status()["worker-1"]["ends"].keys() == {"signal", "reload"}
-
-
-def _is_back(cluster: Supervised, name: str) -> bool:
-    one = cluster.status()[name]
-    return bool(one["restarts"] == 1 and one["state"] == "ready")
 
 
 def test_a_worker_that_crashes_while_it_drains_is_gone(supervise: Supervise) -> None:

@@ -21,7 +21,7 @@ from typing import Any, Final, NamedTuple
 import psutil  # type: ignore[import-untyped]
 import socketio
 
-from faults.crowd import UNNOTICED, Failure, attempt, balancer, kill, members, shows
+from faults.crowd import UNNOTICED, Failure, attempt, balancer, kill, members, noticed, shows
 from harness import RunningCluster
 from herd import Herd, Member
 from limpet_cluster.api_client import ApiError, NoAnswerError, NotReachableError
@@ -271,7 +271,7 @@ class Chaos:
         living = {one.id for one in others}
         struck, died = await self._strike(blow)
         await self._forgotten(dead, living, died)
-        await eventually(lambda: all(one.losses for one in lost), BACK, "somebody did not notice")
+        await noticed(lost, BACK)
         await self._all_back(BACK)
         # What it was sent after it was stopped, it has not taken: that is sent elsewhere.
         self._first_attempts_served(struck, struck if blow.kind == "stall" else died)

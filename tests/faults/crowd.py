@@ -7,9 +7,9 @@ import os
 import random
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Protocol, Self
 
 from harness import RunningCluster
 from limpet_balancer.channel import ask_stats
@@ -188,10 +188,6 @@ class Crowd:
             ),
         )
 
-    async def noticed(self, lost: list[Caller], timeout: float) -> None:
-        """Wait until those whose worker has ended know it: they read of it after that."""
-        await eventually(lambda: all(caller.losses for caller in lost), timeout, "unnoticed")
-
     def of(self, pid: int) -> list[Caller]:
         """Those whose worker has that pid."""
         return [caller for caller in self.callers if caller.pid == pid]
@@ -260,10 +256,28 @@ async def settled(cluster: RunningCluster, condition: Callable[[dict[str, Any]],
         await asyncio.sleep(0.05)
 
 
+class Losing(Protocol):
+    """A client that notes how it was cut off."""
+
+    @property
+    def losses(self) -> Sequence[object] | int:
+        """Each time, or how often."""
+
+
+async def noticed(lost: Sequence[Losing], timeout: float) -> None:
+    """Wait until those whose worker has ended know it: they read of it after that, and who polls
+    by the next poll only."""
+    await eventually(lambda: all(one.losses for one in lost), timeout, "not all have noticed")
+
+
+def taking(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """The workers that the balancer gives sessions to; it may know it after the supervisor."""
+    return [one for one in figures["workers"] if one["ready"] and not one["draining"]]
+
+
 def all_open(figures: dict[str, Any]) -> bool:
-    """Whether two workers take sessions; the balancer may know it after the supervisor."""
-    taking = [one for one in figures["workers"] if one["ready"] and not one["draining"]]
-    return len(taking) == 2
+    """Whether two workers take sessions."""
+    return len(taking(figures)) == 2
 
 
 def members(cluster: RunningCluster, room: str) -> tuple[set[str], bool]:

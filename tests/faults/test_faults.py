@@ -27,6 +27,7 @@ from faults.crowd import (
     balancer,
     kill,
     members,
+    noticed,
     settled,
     shows,
     working,
@@ -37,7 +38,7 @@ from raw_clients import Client, eventually
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(120)]
 
 PRESENCE = 1.0
-"""Seconds until presence is right after a worker's death; promised are 0.1."""
+"""Seconds until presence shows none of the dead; promised are 0.1."""
 BACK = 10.0
 """Seconds until the clients of a killed worker are back, or the bus; promised is 1."""
 PATIENCE = 30.0
@@ -122,7 +123,7 @@ async def test_a_worker_is_killed_under_load(whole_cluster: RunningCluster) -> N
                 assert asked - died < PRESENCE, f"{len(shown & dead)} of the dead are shown"
                 asked = time.monotonic()
                 shown, _ = await asyncio.to_thread(members, cluster, crowd.room)
-            await crowd.noticed(lost, BACK)
+            await noticed(lost, BACK)
             await crowd.complete(BACK)
             assert time.monotonic() - died < BACK
             came = newcomers.came
@@ -348,7 +349,7 @@ async def test_a_worker_that_stays_silent_is_replaced(
         os.kill(pid, signal.SIGSTOP)
         # Silence of 6 s, 2 s to say where it stands, and a start.
         await _restarted(cluster, "worker-0", pid, 30)
-        await crowd.noticed(sleepers, BACK)
+        await noticed(sleepers, BACK)
         await crowd.complete(BACK)
         assert_undisturbed(others, UNNOTICED)
         assert {len(caller.losses) for caller in sleepers} == {1}
@@ -370,7 +371,7 @@ async def test_nothing_outlives_a_killed_supervisor(
         await eventually(lambda: not any(map(psutil.pid_exists, everybody)), BACK)
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(cluster.address, 5)
-        await crowd.noticed(crowd.callers, BACK)
+        await noticed(crowd.callers, BACK)
     for name in ("hub.sock", "api.sock", "balancer.sock", "supervisor.sock"):
         with socket.socket(socket.AF_UNIX) as connection, pytest.raises(OSError):
             connection.connect(os.fspath(cluster.run_directory / name))

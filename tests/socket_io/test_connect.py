@@ -18,7 +18,8 @@ from limpet_worker.socketio.errors import ConnectionRefused, NotStarted
 from limpet_worker.socketio.namespace import Namespace
 from limpet_worker.socketio.server import Server
 from limpet_worker.socketio.socket import Socket
-from socketio_fakes import Peer, peers, running, settled, until
+from raw_clients import eventually
+from socketio_fakes import Peer, peers, running, settled
 
 
 async def test_answers_with_a_new_id() -> None:
@@ -572,7 +573,7 @@ async def test_one_refused_does_not_take_the_namespace_from_the_next() -> None:
         one, two = peers(io, 2)
         one.text(b"0/room-1,{}")
         two.text(b'0/room-1,{"friend":1}')
-        await until(lambda: one.session.sent and two.session.sent)
+        await eventually(lambda: one.session.sent and two.session.sent, 15)
         assert one.take() == [b'4/room-1,{"message":"no"}']
         assert two.socket("/room-1").connected
 
@@ -599,11 +600,11 @@ async def test_the_last_ones_handlers_still_reach_other_workers() -> None:
         await settled()
         assert "/room-1" not in io.namespaces
         await two.connect_slowly("/room-1")  # made anew meanwhile
-        await until(lambda: published)
+        await eventually(lambda: published, 15)
         assert published == [b'2/room-1,["gone","client namespace disconnect"]']
         assert two.take() == published
         two.text(b"1/room-1,")
-        await until(lambda: len(published) == 2)
+        await eventually(lambda: len(published) == 2, 15)
 
 
 async def test_endless_names_make_no_namespace() -> None:

@@ -11,7 +11,8 @@ import pytest
 from limpet_adapters.counters import counters
 from limpet_worker.socketio.server import Server
 from limpet_worker.socketio.socket import Socket
-from socketio_fakes import peers, running, settled, until
+from raw_clients import eventually
+from socketio_fakes import peers, running, settled
 
 
 class TestAcknowledgements:
@@ -243,7 +244,7 @@ class TestOrder:
             two.text(b'21["quick"]')
             await settled()
             assert two.take() == [b"31[2]"]  # others do not wait
-            await until(lambda: len(one.session.sent) == 3)
+            await eventually(lambda: len(one.session.sent) == 3, 15)
             assert one.take() == [b"31[1]", b"32[2]", b"33[1]"]
             one.text(b'24["quick"]')
             await settled()
