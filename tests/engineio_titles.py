@@ -194,6 +194,10 @@ class EngineIoTitles:
         sid = await calmly.open()
         async with calmly.waiting(sid):
             pass  # the connection is closed
+        async with asyncio.timeout(20):
+            # Not by a poll: while the first one waits, that is refused as well.
+            while (await calmly.post(sid, "6"))[0] == 200:
+                await asyncio.sleep(0.01)
         assert (await calmly.get(sid))[0] == 400
 
     # message, WebSocket

@@ -247,8 +247,9 @@ async def test_slow_heads_block_nobody_and_the_oldest_make_way() -> None:
         slow = await slow_heads(rig, 60)
 
         async def aside() -> bool:
-            closed = sum(client.reader.at_eof() for client in slow)  # without a word
-            return bool(closed == 10 and (await rig.stats())["heads"] == 50)
+            closed = [client.reader.at_eof() for client in slow]  # without a word
+            oldest = closed == [True] * 10 + [False] * 50
+            return bool(oldest and (await rig.stats())["heads"] == 50)
 
         await until(aside)
         assert (await rig.get()).status == 200
@@ -751,9 +752,7 @@ async def test_terminated_balancer_waits_for_no_worker_where_none_can_come() -> 
                 return bool((await rig.stats())["waiting"] == 1)
 
             await until(waits)
-            began = time.monotonic()
-            assert balancer.end() == 0
-            assert time.monotonic() - began < AT_ONCE
+            assert balancer.end() == 0  # long before the 60 s, or it would have been killed
             assert (await client.answer()).status == 503
 
 

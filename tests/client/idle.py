@@ -33,16 +33,22 @@ async def connect(url: str, amount: int, options: dict[str, Any]) -> list[Client
     return clients
 
 
+async def upgraded(clients: list[Client], transport: str) -> None:
+    """Wait for those that upgrade; they take their time for it."""
+    async with asyncio.timeout(60):
+        while transport == "upgrade" and any(one.transport_name != "websocket" for one in clients):
+            await asyncio.sleep(0.05)
+
+
 async def main(url: str, amount: int, transport: str) -> None:
     options: dict[str, Any] = {} if transport == "upgrade" else {"transports": [transport]}
     first = await connect(url, 20, options)
+    await upgraded(first, transport)
     gc.collect()
     before, started = resident(), time.process_time()
     clients = await connect(url, amount, options)
     seconds = time.process_time() - started
-    async with asyncio.timeout(60):  # those that upgrade take their time for it
-        while any(client.transport_name != "websocket" for client in clients):
-            await asyncio.sleep(0.05)
+    await upgraded(clients, transport)
     await asyncio.sleep(1)
     gc.collect()
     after = resident()

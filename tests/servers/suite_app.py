@@ -17,7 +17,7 @@ io = Server(
 calm = Server(cors_allowed_origins="*")
 """The same without hurry: no ping comes in between, however slow the machine is."""
 patient = Server(cors_allowed_origins="*", ping_interval=PING_INTERVAL, ping_timeout=5.0)
-"""The same with many pings, whose answers may come late; nobody has to connect soon."""
+"""With many pings, whose answers may come late, for tests of those: all it does is to connect."""
 
 
 @io.on("connect")
